@@ -1,0 +1,220 @@
+"""AdaptationSpec: the one contract between client, front end, database, worker and engine.
+
+Imports nothing but pydantic, so that the front end needs no torch and the engine needs no web framework.
+The loss weights are the symbols of Zhu, Chen and Wang (arXiv 2401.05014): rec, d, im (TGMB) and kl, feat, self (TGKT).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+Method = Literal["source_only", "tgmb", "tgmb_tgkt"]
+Modality = Literal["depth", "infrared"]
+ClassName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+FolderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")]
+Triple = tuple[float, float, float]
+
+
+class Strict(BaseModel):
+    """Refuses what it does not know; never changes once made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class InputSpec(Strict):
+    """What the source model was fed at its evaluation: the adapted model is fed the same."""
+
+    size: int = Field(224, ge=16, le=1024)
+    """Height and width of the square input, in pixels."""
+    mean: Triple = (0.485, 0.456, 0.406)
+    """Subtracted from RGB in [0, 1]. Default: ImageNet's, as torchvision's weights expect."""
+    std: Triple = (0.229, 0.224, 0.225)
+    """Divides what is left. Default: ImageNet's."""
+    resize: Literal["crop", "stretch"] = "crop"
+    """crop: the shorter side is resized to size / crop_ratio and the centre cut out, as torchvision and timm do;
+    stretch: both sides are resized to size / crop_ratio whatever the aspect ratio, as SHOT does; then the centre."""
+    crop_ratio: float = Field(0.875, gt=0.3, le=1.0)
+    """size over the resized shorter side. Default: 224 / 256."""
+
+    @model_validator(mode="after")
+    def _std_is_positive(self) -> InputSpec:
+        if min(self.std) <= 0:
+            raise ValueError("every std must be greater than 0")
+        return self
+
+
+class SourceModelDescription(Strict):
+    """How to read the weights: the file itself says nothing of these."""
+
+    architecture: str = Field(pattern=r"^(torchvision|timm)/[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?$", max_length=120)
+    """`torchvision/<name>` or `timm/<name>`: a classifier that this library builds by name and class count."""
+    classes: tuple[ClassName, ...] = Field(min_length=2, max_length=10_000)
+    """The class names in the order of the model's outputs."""
+    input: InputSpec = InputSpec()
+
+    @model_validator(mode="after")
+    def _classes_differ(self) -> SourceModelDescription:
+        twice = sorted({name for name in self.classes if self.classes.count(name) > 1})[:5]
+        if twice:
+            raise ValueError(f"class names must differ; named more than once: {', '.join(twice)}")
+        return self
+
+
+class SourceModelId(Strict):
+    """A source model that the service already holds."""
+
+    id: str = Field(pattern=r"^model_[0-9a-z]{1,60}$")
+
+
+class SourceModelFile(SourceModelDescription):
+    """A source model on disk: what the engine is given."""
+
+    uri: str = Field(min_length=1, max_length=4096)
+    """Path or file:// URI of a safetensors file or a torch state_dict."""
+
+
+class Scaling(Strict):
+    """How raw pixel values of the target sensor become [0, 1]."""
+
+    kind: Literal["auto", "full_range", "millimetres", "range"] = "auto"
+    """auto: 8 bit by 255; 16-bit depth as millimetres if nothing exceeds 20 m, else by 65535; 16-bit infrared by the
+    1st and 99th percentile. full_range: by 255 or 65535. millimetres: by `high`, 10 m unless given. range: `low` to `high`."""
+    low: float | None = Field(None, ge=0)
+    high: float | None = Field(None, gt=0)
+    no_reading: int | None = Field(None, ge=0, le=65535)
+    """The raw value that means "nothing was measured"; such pixels are filled from their neighbours.
+    Default: 0 for depth, none for infrared."""
+
+    @model_validator(mode="after")
+    def _range_is_whole(self) -> Scaling:
+        if self.kind == "range" and (self.low is None or self.high is None):
+            raise ValueError("kind 'range' needs both low and high")
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError("low must be less than high")
+        return self
+
+
+class ImagesReference(Strict):
+    """A set of images. folder: every image below the folder (for an evaluation set, one folder a class);
+    list: a text file with `path` or `path label` a line, relative to the file's own folder."""
+
+    uri: str = Field(min_length=1, max_length=4096)
+    layout: Literal["folder", "list"] = "folder"
+
+
+class TargetReference(ImagesReference):
+    """Unlabelled task-relevant images of the new sensor, x_tr_t."""
+
+    modality: Modality = "depth"
+    scaling: Scaling = Scaling()
+
+
+class PairsReference(Strict):
+    """Task-irrelevant pairs (x_ti_s, x_ti_t): one scene, both sensors, classes outside the task."""
+
+    uri: str = Field(min_length=1, max_length=4096)
+    """A folder that holds the two folders named by `source` and `target`, whose images match by relative path without
+    the ending; or a CSV file with two columns of those names, paths relative to the file's own folder."""
+    layout: Literal["pairs"] = "pairs"
+    source: FolderName = "rgb"
+    target: FolderName = "depth"
+    scaling: Scaling = Scaling()
+
+
+class DataSpec(Strict):
+    target: TargetReference
+    pairs: PairsReference | None = None
+    """Needed by every method but source_only."""
+    evaluation: ImagesReference | None = None
+    """Labelled target images, optional: looked at once, at the end; nothing is trained on them or chosen by them."""
+    broken_image_share: float = Field(0.1, ge=0, le=1)
+    """An unreadable image is counted, named and left out; more than this share of a set fails the job."""
+
+
+class LossWeights(Strict):
+    """Each loss is off at 0: it is then not computed at all."""
+
+    rec: float = Field(1.0, ge=0)
+    """L_rec, the translation of a pair against its RGB image. The paper gives it no weight: 1."""
+    d: float = Field(0.1, ge=0)
+    """alpha_d of L_D, the adversary that tells translated TI from translated TR features."""
+    im: float = Field(0.1, ge=0)
+    """alpha_im of L_IM, information maximisation on the source model's predictions for translated TR images."""
+    kl: float = Field(1.0, ge=0)
+    """L_KL, teacher on the translated image against student on the raw one. The paper gives it no weight: 1."""
+    feat: float = Field(0.5, ge=0)
+    """beta_f of L_feat. Default: SOCKET's lambda_TI."""
+    self: float = Field(0.3, ge=0)
+    """beta_self of L_self. Default: the weight of SHOT's and SOCKET's pseudo-labels."""
+
+
+class BridgingSettings(Strict):
+    """Stage 1, TGMB: trains the translator T."""
+
+    translator: Literal["residual", "paper"] = "residual"
+    """residual: encoder-decoder with a skip from the replicated input, untrained = replicate to 3 channels;
+    paper: 1x1 convolution, batch norm, ReLU, 3x3 convolution."""
+    steps: int = Field(600, ge=1, le=1_000_000)
+    """At most this many; counted in steps, since a few hundred pairs make an epoch of nine."""
+    batch_size: int = Field(32, ge=2, le=4096)
+    lr: float = Field(1e-3, gt=0, le=10)
+    """Of Adam, decayed as (1 + 10 p)^-0.75, p the progress in [0, 1]."""
+    held_out: float = Field(0.15, gt=0, le=0.5)
+    """Share of the pairs, as one contiguous block, that is never trained on: early stopping and the report use it."""
+    validate_every: int = Field(25, ge=1)
+    patience: int = Field(8, ge=0)
+    """Stop after this many validations without a better one; 0: never stop early."""
+
+
+class TransferSettings(Strict):
+    """Stage 2, TGKT: trains the target model's extractor f_t. Defaults: SOCKET's published settings."""
+
+    epochs: int = Field(15, ge=1, le=10_000)
+    batch_size: int = Field(32, ge=2, le=4096)
+    lr: float = Field(1e-3, gt=0, le=10)
+    """Of SGD with Nesterov momentum on f_t, decayed as (1 + 10 p)^-0.75. SOCKET: 1e-2, times 0.1 for the backbone."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-3, ge=0, le=1)
+
+
+class Settings(Strict):
+    weights: LossWeights = LossWeights()
+    bridging: BridgingSettings = BridgingSettings()
+    transfer: TransferSettings = TransferSettings()
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: the faster of the two on the device at hand, measured on the source model."""
+
+
+class Adaptation(Strict):
+    """What a request and an engine run have in common."""
+
+    name: str | None = Field(None, max_length=200)
+    labels: dict[
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,63}$")], Annotated[str, StringConstraints(max_length=255)]
+    ] = Field(default_factory=dict, max_length=32)
+    data: DataSpec
+    method: Method = "tgmb_tgkt"
+    settings: Settings = Settings()
+    seed: int = Field(0, ge=0, lt=2**32)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @model_validator(mode="after")
+    def _pairs_where_needed(self) -> Adaptation:
+        if self.method != "source_only" and self.data.pairs is None:
+            raise ValueError(f"method '{self.method}' needs data.pairs; only source_only does without")
+        return self
+
+
+class JobRequest(Adaptation):
+    """The body of POST /jobs."""
+
+    source_model: SourceModelId | SourceModelDescription
+    """The id of a stored source model, or the description of the file that is sent along."""
+
+
+class AdaptationSpec(Adaptation):
+    """What the engine runs: `python -m worker.adaptation SPEC.json --out DIR`."""
+
+    source_model: SourceModelFile
