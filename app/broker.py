@@ -1,0 +1,101 @@
+"""The Celery face that front end and worker share. A message is a wake-up, never the truth: losing one costs a few seconds."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import structlog
+from celery import Celery
+from kombu import transport
+from kombu.transport import filesystem
+from kombu.utils.encoding import str_to_bytes
+from kombu.utils.json import dumps
+
+from app.settings import Settings
+
+WAKE = "worker.wake"
+QUEUE = "jobs"
+log = structlog.get_logger()
+
+
+class _Channel(filesystem.Channel):
+    """Kombu writes a message under its final name, so that a reader can catch it half written and lose it, and takes it
+    by way of the shared temporary folder. This one writes aside and renames."""
+
+    def _put(self, queue: str, payload: Any, **_: Any) -> None:
+        folder = Path(self.data_folder_out)
+        name = f"{round(monotonic() * 1000)}_{uuid.uuid4()}.{queue}"
+        aside = folder / f"{name}.partial"
+        aside.write_bytes(str_to_bytes(dumps(payload)))
+        aside.replace(folder / f"{name}.msg")
+
+
+class AtomicFilesystem(filesystem.Transport):
+    Channel = _Channel
+
+
+transport.TRANSPORT_ALIASES["filesystem"] = f"{__name__}:AtomicFilesystem"
+
+
+def make_celery(settings: Settings) -> Celery:
+    celery = Celery("modalbridge", broker=settings.broker_url)
+    celery.conf.update(
+        task_serializer="json",
+        accept_content=["json"],
+        task_ignore_result=True,
+        task_default_queue=QUEUE,
+        # Early acknowledgement: a late one is redelivered by Redis each visibility timeout. The lease in SQL decides.
+        task_acks_late=False,
+        worker_prefetch_multiplier=1,
+        worker_concurrency=1,
+        worker_pool="solo",
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        worker_hijack_root_logger=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options=_transport_options(settings),
+    )
+    return celery
+
+
+def _transport_options(settings: Settings) -> dict[str, Any]:
+    if not settings.broker_url.startswith("filesystem:"):
+        return {}
+    messages, taken, control = (settings.broker_dir / name for name in ("messages", "taken", "control"))
+    for folder in (messages, taken, control):
+        folder.mkdir(parents=True, exist_ok=True)
+    return {
+        "data_folder_in": os.fspath(messages),
+        "data_folder_out": os.fspath(messages),
+        "control_folder": os.fspath(control),
+        # Taken messages pass through a folder of ours, not the shared /tmp.
+        "store_processed": True,
+        "processed_folder": os.fspath(taken),
+        "polling_interval": 0.2,
+    }
+
+
+def wake(celery: Celery, job_id: str) -> bool:
+    """Tells an idle worker to look. False if the broker is down: housekeeping tells it again."""
+    try:
+        celery.send_task(WAKE, args=[job_id], queue=QUEUE, expires=3600, retry=False)
+    except Exception as error:  # noqa: BLE001 - every transport has its own exceptions, and none may cost an accepted job
+        log.warning("wake-up not sent; housekeeping will send it", job_id=job_id, error=repr(error))
+        return False
+    return True
+
+
+def reachable(celery: Celery) -> None:
+    """Raises whatever the transport raises if the broker cannot be reached within two seconds."""
+    with celery.connection_for_write(connect_timeout=2) as connection:
+        connection.ensure_connection(max_retries=1, timeout=2)
+        with connection.channel():
+            pass
+    options = celery.conf.broker_transport_options
+    if (folder := options.get("data_folder_out")) and not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder} cannot be written")

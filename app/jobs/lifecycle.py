@@ -1,0 +1,230 @@
+"""Every change of a job's state: one compare-and-set each, with its event in the same transaction.
+
+A worker's writes name the attempt that it claimed (the fencing token). A function returns None where the row was no
+longer what it expected: the caller has lost the race and must leave the job alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from app.errors import Problem
+from app.artifacts.table import Artifact
+from app.jobs import events
+from app.jobs.states import FOLLOWS, LEASED, TERMINAL, Status
+from app.jobs.table import Job, JobMetric
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A worker's hold on a job."""
+
+    job_id: str
+    tenant_id: str
+    attempt: int
+    worker_id: str
+
+
+def _change(session: Session, job_id: str, before: Status | frozenset[Status], *where: Any, now: datetime, **values: Any) -> Job | None:
+    """Compare-and-set: the job as it is afterwards, or None if it was not in `before` or failed a condition."""
+    expected = [before] if isinstance(before, Status) else sorted(before)
+    if (after := values.get("status")) is not None and any(after not in FOLLOWS[status] for status in expected):
+        raise AssertionError(f"no transition leads from {expected} to {after}")
+    if after is not None and after not in LEASED:
+        values |= {"worker_id": None, "lease_expires_at": None, "phase": None}
+    if after in TERMINAL:
+        values["finished_at"] = now
+    return session.scalar(
+        sa.update(Job)
+        .where(Job.id == job_id, Job.status.in_(expected), *where)
+        .values(version=Job.version + 1, updated_at=now, **values)
+        .returning(Job)
+        .execution_options(synchronize_session=False, populate_existing=True)
+    )
+
+
+def _held(claim: Claim) -> tuple[Any, Any]:
+    return Job.attempt == claim.attempt, Job.worker_id == claim.worker_id
+
+
+# A worker's side -----------------------------------------------------------------------------------------------------
+
+
+def claim_next(session: Session, worker_id: str, *, lease: timedelta, now: datetime) -> Claim | None:
+    """The job that has been queued longest becomes this worker's. None: nothing is queued."""
+    oldest = (
+        sa.select(Job.id).where(Job.status == Status.QUEUED).order_by(Job.queued_at, Job.id).limit(1).with_for_update(skip_locked=True)
+    )
+    if (job_id := session.scalar(oldest)) is None:
+        return None
+    job = _change(
+        session,
+        job_id,
+        Status.QUEUED,
+        now=now,
+        status=Status.RUNNING,
+        phase="preparing",
+        attempt=Job.attempt + 1,
+        worker_id=worker_id,
+        lease_expires_at=now + lease,
+        started_at=sa.func.coalesce(Job.started_at, sa.literal(now, Job.started_at.type)),
+    )
+    if job is None:
+        return None
+    events.append(session, job, "state", f"attempt {job.attempt} is running", {"status": job.status, "worker": worker_id}, now=now)
+    return Claim(job.id, job.tenant_id, job.attempt, worker_id)
+
+
+def renew(session: Session, claim: Claim, *, lease: timedelta, now: datetime) -> Status | None:
+    """Extends the lease and says whether the job is to go on (running) or to stop (cancelling). None: the lease was lost.
+    An expired lease that nobody has taken over yet may still be renewed: the attempt number decides, not the clock."""
+    status = session.scalar(
+        sa.update(Job)
+        .where(Job.id == claim.job_id, Job.status.in_(sorted(LEASED)), *_held(claim))
+        .values(lease_expires_at=now + lease)
+        .returning(Job.status)
+        .execution_options(synchronize_session=False)
+    )
+    return Status(status) if status else None
+
+
+def record(session: Session, claim: Claim, *, now: datetime, phase: str | None = None, progress: dict[str, Any] | None = None) -> Job | None:
+    """Progress of a running attempt."""
+    values = ({"phase": phase} if phase else {}) | ({"progress": progress} if progress is not None else {})
+    return _change(session, claim.job_id, LEASED, *_held(claim), now=now, **values)
+
+
+def record_metrics(session: Session, claim: Claim, points: dict[tuple[str, int], float]) -> None:
+    """(series, step) -> value. A step that is done again after a resume replaces itself."""
+    if not points:
+        return
+    insert = (sqlite if session.get_bind().dialect.name == "sqlite" else postgresql).insert(JobMetric)
+    rows = [
+        {"job_id": claim.job_id, "tenant_id": claim.tenant_id, "series": series, "step": step, "value": value}
+        for (series, step), value in sorted(points.items())
+    ]
+    upsert = insert.on_conflict_do_update(index_elements=["job_id", "series", "step"], set_={"value": insert.excluded.value})
+    session.execute(upsert, rows)
+
+
+def succeed(session: Session, claim: Claim, *, result: dict[str, Any], artifacts: list[dict[str, Any]], now: datetime) -> Job | None:
+    """Publication: the state, the result and every artifact row at once, under an unexpired lease, or nothing."""
+    job = _change(
+        session,
+        claim.job_id,
+        Status.RUNNING,
+        *_held(claim),
+        Job.lease_expires_at > now,
+        now=now,
+        status=Status.SUCCEEDED,
+        result=result,
+        progress=None,
+    )
+    if job is None:
+        return None
+    for artifact in artifacts:
+        session.add(Artifact(job_id=job.id, tenant_id=job.tenant_id, attempt=claim.attempt, created_at=now, **artifact))
+    events.append(session, job, "state", "succeeded: the model is published", {"status": job.status}, now=now)
+    return job
+
+
+def fail(session: Session, claim: Claim, problem: dict[str, Any], *, now: datetime) -> Job | None:
+    """A running attempt ends the job; a cancelled one ends it as cancelled, whatever went wrong while it stopped."""
+    job = _change(session, claim.job_id, Status.RUNNING, *_held(claim), now=now, status=Status.FAILED, error=problem)
+    if job is None:
+        return finish_cancel(session, claim, now=now)
+    message = f"failed: {problem['title']}: {problem['detail']}"
+    events.append(session, job, "state", message, {"status": job.status, "code": problem["code"]}, now=now)
+    return job
+
+
+def finish_cancel(session: Session, claim: Claim, *, now: datetime) -> Job | None:
+    job = _change(session, claim.job_id, Status.CANCELLING, *_held(claim), now=now, status=Status.CANCELLED)
+    if job is not None:
+        events.append(session, job, "state", "cancelled", {"status": job.status}, now=now)
+    return job
+
+
+def hand_back(session: Session, claim: Claim, *, now: datetime) -> Job | None:
+    """The worker is told to go: another takes over from the checkpoint. Not counted as lost."""
+    job = _change(session, claim.job_id, Status.RUNNING, *_held(claim), now=now, status=Status.QUEUED, queued_at=Job.queued_at)
+    if job is None:
+        return finish_cancel(session, claim, now=now)
+    events.append(session, job, "state", f"attempt {claim.attempt} handed back: its worker stops", {"status": job.status}, now=now)
+    return job
+
+
+def lose(session: Session, claim: Claim, reason: str, *, most: int, now: datetime) -> Job | None:
+    """The attempt vanished without a word. Queued again, or failed once `most` attempts were lost this way."""
+    return _lost(session, claim.job_id, *_held(claim), reason=reason, most=most, now=now) or finish_cancel(session, claim, now=now)
+
+
+def _lost(session: Session, job_id: str, *where: Any, reason: str, most: int, now: datetime) -> Job | None:
+    again = _change(
+        session,
+        job_id,
+        Status.RUNNING,
+        Job.lost_attempts + 1 < most,
+        *where,
+        now=now,
+        status=Status.QUEUED,
+        lost_attempts=Job.lost_attempts + 1,
+    )
+    if again is not None:
+        message = f"attempt {again.attempt} was lost: {reason}; queued again to go on from the last checkpoint"
+        events.append(session, again, "state", message, {"status": again.status, "lost_attempts": again.lost_attempts}, now=now)
+        return again
+    problem = Problem("attempts_exhausted", f"{most} attempts were lost; the last one: {reason}").document()
+    gone = _change(
+        session, job_id, Status.RUNNING, *where, now=now, status=Status.FAILED, error=problem, lost_attempts=Job.lost_attempts + 1
+    )
+    if gone is not None:
+        data = {"status": gone.status, "code": problem["code"], "lost_attempts": gone.lost_attempts}
+        events.append(session, gone, "state", f"failed: {problem['detail']}", data, now=now)
+    return gone
+
+
+# Housekeeping --------------------------------------------------------------------------------------------------------
+
+
+def expire_leases(session: Session, *, most: int, now: datetime) -> list[Job]:
+    """Jobs whose worker fell silent are queued again, failed or cancelled. Safe to run anywhere at once."""
+    expired = session.execute(
+        sa.select(Job.id, Job.attempt, Job.status, Job.worker_id)
+        .where(Job.status.in_(sorted(LEASED)), Job.lease_expires_at < now)
+        .limit(1000)
+    ).all()
+    changed = []
+    for job_id, attempt, status, worker_id in expired:
+        still = (Job.attempt == attempt, Job.lease_expires_at < now)
+        if status == Status.CANCELLING:
+            job = _change(session, job_id, Status.CANCELLING, *still, now=now, status=Status.CANCELLED)
+            if job is not None:
+                events.append(session, job, "state", f"cancelled: worker {worker_id} fell silent", {"status": job.status}, now=now)
+        else:
+            job = _lost(session, job_id, *still, reason=f"worker {worker_id} fell silent", most=most, now=now)
+        if job is not None:
+            changed.append(job)
+    return changed
+
+
+# A client's side -----------------------------------------------------------------------------------------------------
+
+
+def cancel(session: Session, tenant_id: str, job_id: str, *, now: datetime) -> Job | None:
+    """A queued job is cancelled at once, a running one asked to stop. None: neither (unknown, cancelling, or final)."""
+    mine = Job.tenant_id == tenant_id
+    job = _change(session, job_id, Status.QUEUED, mine, now=now, status=Status.CANCELLED)
+    if job is not None:
+        events.append(session, job, "state", "cancelled before it ran", {"status": job.status}, now=now)
+        return job
+    job = _change(session, job_id, Status.RUNNING, mine, now=now, status=Status.CANCELLING)
+    if job is not None:
+        events.append(session, job, "state", "asked to stop", {"status": job.status}, now=now)
+    return job

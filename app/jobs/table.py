@@ -1,0 +1,107 @@
+"""Jobs, their attempts, labels, events and metric points, and the workers that have been heard from."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.database import JSON, Base, Timestamp
+from app.jobs.states import Status
+
+
+class Job(Base):
+    __tablename__ = "jobs"
+    __table_args__ = (
+        sa.UniqueConstraint("tenant_id", "idempotency_key"),
+        sa.CheckConstraint(f"status in ({', '.join(repr(str(status)) for status in Status)})", name="status"),
+        sa.CheckConstraint("(status in ('running', 'cancelling')) = (lease_expires_at is not null)", name="lease"),
+        sa.Index("ix_jobs_list", "tenant_id", "id"),
+        sa.Index("ix_jobs_list_by_status", "tenant_id", "status", "id"),
+        sa.Index("ix_jobs_claim", "status", "queued_at", "id"),
+        sa.Index("ix_jobs_source_model", "source_model_id"),
+    )
+
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(sa.ForeignKey("tenants.id"))
+    source_model_id: Mapped[str] = mapped_column(sa.ForeignKey("source_models.id"))
+    name: Mapped[str | None] = mapped_column(sa.String(200))
+    method: Mapped[str] = mapped_column(sa.String(40))
+    request: Mapped[dict[str, Any]] = mapped_column(JSON)
+    """As accepted: every default filled in, the source model by its id."""
+    idempotency_key: Mapped[str | None] = mapped_column(sa.String(255))
+    request_digest: Mapped[str] = mapped_column(sa.String(64))
+
+    status: Mapped[str] = mapped_column(sa.String(20))
+    phase: Mapped[str | None] = mapped_column(sa.String(20))
+    progress: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+
+    attempt: Mapped[int] = mapped_column(default=0)
+    """The fencing token: raised by each claim, and every write of a worker names it."""
+    lost_attempts: Mapped[int] = mapped_column(default=0)
+    """Attempts whose worker or process vanished; capped."""
+    worker_id: Mapped[str | None] = mapped_column(sa.String(40))
+    lease_expires_at: Mapped[datetime | None] = mapped_column(Timestamp)
+
+    version: Mapped[int] = mapped_column(default=1)
+    """Raised by each change of what a client sees: the ETag."""
+    last_event: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[datetime] = mapped_column(Timestamp)
+    queued_at: Mapped[datetime] = mapped_column(Timestamp)
+    started_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    """Of the first attempt."""
+    finished_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    updated_at: Mapped[datetime] = mapped_column(Timestamp)
+
+
+class JobLabel(Base):
+    __tablename__ = "job_labels"
+    __table_args__ = (sa.Index("ix_job_labels_find", "tenant_id", "key", "value", "job_id"),)
+
+    job_id: Mapped[str] = mapped_column(sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(sa.String(63), primary_key=True)
+    value: Mapped[str] = mapped_column(sa.String(255))
+    tenant_id: Mapped[str] = mapped_column(sa.ForeignKey("tenants.id"))
+
+
+class JobEvent(Base):
+    """seq counts from 1 within a job, without gaps, in commit order: a cursor that misses nothing."""
+
+    __tablename__ = "job_events"
+
+    job_id: Mapped[str] = mapped_column(sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    tenant_id: Mapped[str] = mapped_column(sa.ForeignKey("tenants.id"))
+    attempt: Mapped[int]
+    at: Mapped[datetime] = mapped_column(Timestamp)
+    kind: Mapped[str] = mapped_column(sa.String(20))
+    """state | phase | started | data | checkpoint | warning | log."""
+    message: Mapped[str] = mapped_column(sa.Text)
+    data: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+
+
+class JobMetric(Base):
+    __tablename__ = "job_metrics"
+
+    job_id: Mapped[str] = mapped_column(sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    series: Mapped[str] = mapped_column(sa.String(100), primary_key=True)
+    step: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True, autoincrement=False)
+    tenant_id: Mapped[str] = mapped_column(sa.ForeignKey("tenants.id"))
+    value: Mapped[float] = mapped_column(sa.Double)
+
+
+class Worker(Base):
+    """A worker process, by its heartbeat. job_id: what it runs now."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    host: Mapped[str] = mapped_column(sa.String(255))
+    pid: Mapped[int]
+    job_id: Mapped[str | None] = mapped_column(sa.String(40))
+    started_at: Mapped[datetime] = mapped_column(Timestamp)
+    last_seen_at: Mapped[datetime] = mapped_column(Timestamp)

@@ -1,0 +1,83 @@
+"""The one place where the environment is read. Everything else is passed a Settings.
+
+Each field is set by MODALBRIDGE_<NAME>. The defaults are the embedded set-up: SQLite, Kombu's filesystem transport, a
+local blob folder, all below `data_dir`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="MODALBRIDGE_", frozen=True, use_attribute_docstrings=True)
+
+    data_dir: Path = Path("var")
+    """Holds the database, the broker's folder, blobs and the workers' scratch, unless they are set apart."""
+    database_url: str = ""
+    """SQLAlchemy URL, such as postgresql+psycopg://user@host/name. Default: SQLite in data_dir."""
+    broker_url: str = "filesystem://"
+    """Celery broker. It carries wake-ups alone: nothing is lost with it."""
+    data_roots: Annotated[tuple[Path, ...], NoDecode] = ()
+    """Folders, separated by `:`, below which file:// references may lie. Default: none, so every reference is refused."""
+
+    max_upload_bytes: int = Field(4 * 2**30, gt=0)
+    """Of a source model's file. The bytes are counted as they stream in."""
+    max_request_bytes: int = Field(2**20, gt=0)
+    """Of a JSON body or a JSON part."""
+    wait_limit_s: float = Field(60, gt=0)
+    """Longest `?wait=` of a poll."""
+    stream_limit_s: float = Field(900, gt=0)
+    """A Server-Sent Events stream is closed after this long; the client goes on with Last-Event-ID."""
+
+    lease_s: float = Field(30, gt=0)
+    """A worker that has not renewed for this long has lost its job. Renewed every third of it."""
+    max_lost_attempts: int = Field(3, ge=1)
+    """A job whose worker or process vanished this often ends as failed."""
+    housekeeping_s: float = Field(5, gt=0)
+    """Between two passes of a worker's housekeeping, which is also its heartbeat."""
+    worker_silent_s: float = Field(30, gt=0)
+    """A worker not heard from for this long counts as gone."""
+    cancel_grace_s: float = Field(20, gt=0)
+    """From asking a job's process to stop to killing its process group."""
+    job_time_limit_s: float = Field(24 * 3600, gt=0)
+    """Of one attempt."""
+    child_memory_bytes: int = Field(0, ge=0)
+    """Of a job's process (RLIMIT_DATA). 0: 80 % of the machine's memory."""
+    child_file_bytes: int = Field(256 * 2**30, gt=0)
+    """Of one file that a job's process writes (RLIMIT_FSIZE)."""
+    checkpoint_s: float = Field(30, gt=0, le=60)
+    """At most this long between two checkpoints."""
+
+    @field_validator("data_roots", mode="before")
+    @classmethod
+    def _split_roots(cls, value: object) -> object:
+        return tuple(Path(part) for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
+
+    @field_validator("data_roots")
+    @classmethod
+    def _roots_are_absolute(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        if relative := [str(root) for root in value if not root.is_absolute()]:
+            raise ValueError(f"data_roots must be absolute: {', '.join(relative)}")
+        return value
+
+    @property
+    def sqlalchemy_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'modalbridge.db'}"
+
+    @property
+    def blob_dir(self) -> Path:
+        return self.data_dir.absolute() / "blobs"
+
+    @property
+    def broker_dir(self) -> Path:
+        return self.data_dir.absolute() / "broker"
+
+    @property
+    def work_dir(self) -> Path:
+        return self.data_dir.absolute() / "work"

@@ -1,0 +1,93 @@
+"""python -m worker.adaptation SPEC.json --out DIR [--roots DIR ...]
+
+Runs one adaptation. Events go to stdout as JSON lines (events.py) and into DIR/events.jsonl; whatever libraries print goes
+to stderr. Exit codes: 0 with a `result` or `stopped` event, 1 with a `failed` event. Started again with the same DIR, it
+goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from pydantic import ValidationError
+
+from app.errors import Problem
+from app.spec import AdaptationSpec
+from worker.adaptation.events import Failed
+from worker.adaptation.journal import Journal
+
+LOCK_WAIT_S = 30.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m worker.adaptation", description="Adapt a source model to another sensor.")
+    parser.add_argument("spec", type=Path, metavar="SPEC.json", help="an AdaptationSpec")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="artifacts, events, checkpoint and cache go here")
+    parser.add_argument("--roots", type=Path, nargs="+", metavar="DIR", help="data may be read below these folders alone")
+    parser.add_argument("--checkpoint-every", type=float, default=30.0, metavar="SECONDS")
+    given = parser.parse_args(arguments)
+
+    descriptor = os.dup(1)
+    os.dup2(2, 1)
+    given.out.mkdir(parents=True, exist_ok=True)
+    journal = Journal(descriptor, given.out)
+    journal.listen()
+    try:
+        with _lock(given.out):
+            spec = _read(given.spec)
+            from worker.adaptation.run import run  # torch takes seconds to import; SIGTERM is heard meanwhile
+
+            journal(run(spec, given.out, journal, given.spec.resolve().parent, given.roots, given.checkpoint_every))
+    except BrokenPipeError:  # the supervisor is gone: nobody would hear why
+        traceback.print_exc()
+        return 1
+    except Exception as error:  # noqa: BLE001  every end of the process needs its `failed` event
+        from worker.adaptation.failures import problem_of
+
+        problem = problem_of(error, given.out)
+        if problem is not error:
+            traceback.print_exc()
+        journal(Failed(problem=problem.document()))
+        return 1
+    finally:
+        journal.close()
+    return 0
+
+
+def _read(path: Path) -> AdaptationSpec:
+    try:
+        return AdaptationSpec.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise Problem("reference_missing", f"{path.name}: {error.strerror}") from error
+    except ValidationError as error:
+        first, count = error.errors()[0], error.error_count()
+        code = "unknown_field" if first["type"] == "extra_forbidden" else "invalid_request"
+        more = f" (and {count - 1} more)" if count > 1 else ""
+        raise Problem(code, f"{first['msg']}{more}", pointer="".join(f"/{part}" for part in first["loc"])) from error
+
+
+def _lock(folder: Path) -> IO[bytes]:
+    """One process a folder. A former one that was killed may take a moment to be gone. Released when closed, or by death."""
+    file = (folder / "lock").open("wb")
+    until = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            if time.monotonic() > until:
+                file.close()
+                raise Problem("internal", f"another process works in {folder.name}/") from None
+            time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""The evaluating phase: source_only, the source model behind T, and the adapted model on the same images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from app.spec import AdaptationSpec
+from worker.adaptation import evaluation
+from worker.adaptation.data import Images, LabelledImages
+from worker.adaptation.device import to_device
+from worker.adaptation.evaluation import Model, centre_pairs, chunks
+from worker.adaptation.job import Adapted, Job
+from worker.adaptation.methods.tgmb import split
+from worker.adaptation.source_model import Classifier
+from worker.adaptation.translator import replicate
+
+
+def work(spec: AdaptationSpec, images: int) -> float:
+    """In forward passes of one image."""
+    return images * (1 if spec.method == "source_only" else 2 if spec.method == "tgmb" else 3)
+
+
+def assess(job: Job, adapted: Adapted, labelled: LabelledImages | None) -> dict[str, Any]:
+    """target: evidence without labels on the images adapted to; pairs: on the pairs that no stage trained on; labelled:
+    accuracy and evidence on the evaluation set, or None. Each by model: source_only, bridged where there is a T, adapted.
+    Also records every number as a series `evaluation/...`."""
+    done = _Done(job, len(job.target) + (len(labelled.images) if labelled else 0))
+    models = _models(job, adapted)
+    classes = job.spec.source_model.classes
+    logits = _logits(job, models, job.target, done)
+    target: dict[str, Any] = {name: evaluation.evidence(values) for name, values in logits.items()}
+    target["images"] = len(job.target)
+    target["changed"] = 1 - evaluation.agreement(logits["source_only"], logits["adapted"])
+    student = "bridged" in logits and not adapted.translated
+    target["teacher_student_agreement"] = evaluation.agreement(logits["bridged"], logits["adapted"]) if student else None
+    found: dict[str, Any] = {"target": target, "pairs": _pairs(job, adapted), "labelled": None}
+    if labelled is not None:
+        logits = _logits(job, models, labelled.images, done)
+        labels = torch.from_numpy(labelled.labels)
+        found["labelled"] = {
+            name: evaluation.accuracy(values, labels, classes) | evaluation.evidence(values) for name, values in logits.items()
+        } | {"images": len(labels)}
+    for series, value in _numbers("evaluation", found):
+        job.record(series, job.journal.step, value)
+    return found
+
+
+def _models(job: Job, adapted: Adapted) -> dict[str, Model]:
+    def behind(classifier: Classifier, translate: Callable[[Tensor], Tensor]) -> Model:
+        return lambda x: classifier(translate(x))
+
+    models = {"source_only": behind(job.source, replicate)}
+    if adapted.translator is not None:
+        models["bridged"] = behind(job.source, adapted.translator)
+    if adapted.classifier is not job.source:
+        models["adapted"] = behind(adapted.classifier, adapted.translator if adapted.translated else replicate)
+    return models
+
+
+def _logits(job: Job, models: dict[str, Model], images: Images, done: Callable[[int], None]) -> dict[str, Tensor]:
+    size = job.spec.source_model.input.size
+    logits = {name: evaluation.predict(model, images, size, job.device, done=done)[1] for name, model in models.items()}
+    # A method that trains no classifier publishes one of these two: not computed twice.
+    return logits | {"adapted": logits.get("adapted", logits.get("bridged", logits["source_only"]))}
+
+
+@torch.no_grad()
+def _pairs(job: Job, adapted: Adapted) -> dict[str, Any] | None:
+    """psnr (dB) and ssim of the RGB image against the replicated and the translated one, mean over the held-out pairs;
+    feature_distance between f_s(x_ti_s) and each model's features of x_ti_t, also relative to source_only's."""
+    if job.pairs is None:
+        return None
+    _, held = split(job)
+    translates = {"source_only": replicate} | ({"bridged": adapted.translator} if adapted.translator else {})
+    models = _models(job, adapted)
+    sums: dict[str, dict[str, float]] = {name: {} for name in models}
+    for part in chunks(held):
+        source, target = (to_device(x, job.device) for x in centre_pairs(job.pairs, part, job.spec.source_model.input.size))
+        f_s, _ = job.source(source)
+        for name, model in models.items():
+            measured = {"feature_distance": evaluation.feature_distance(f_s, model(target)[0])}
+            if name in translates:
+                translated = translates[name](target)
+                measured["psnr"] = evaluation.psnr(translated, source).mean().item()
+                measured["ssim"] = evaluation.ssim(translated, source).mean().item()
+            for key, value in measured.items():
+                sums[name][key] = sums[name].get(key, 0.0) + value * len(part) / len(held)
+    before = max(sums["source_only"]["feature_distance"], 1e-12)
+    for values in sums.values():
+        values["feature_distance_ratio"] = values["feature_distance"] / before
+    sums["adapted"] = sums.get("adapted", sums.get("bridged", sums["source_only"]))
+    return {"held_out": len(held), **sums}
+
+
+def _numbers(prefix: str, found: dict[str, Any]) -> list[tuple[str, float]]:
+    """Every number in nested dicts as (path with slashes, value)."""
+    numbers: list[tuple[str, float]] = []
+    for key, value in found.items():
+        if isinstance(value, dict) and key != "per_class":
+            numbers += _numbers(f"{prefix}/{key}", value)
+        elif isinstance(value, float):
+            numbers.append((f"{prefix}/{key}", value))
+    return numbers
+
+
+class _Done:
+    """Tells the job's progress how many images have been through a model."""
+
+    def __init__(self, job: Job, images: int) -> None:
+        self.job, self.images, self.began = job, 0, time.monotonic()
+        self.of = max(1, round(work(job.spec, images)))
+
+    def __call__(self, images: int) -> None:
+        self.images += images
+        elapsed = time.monotonic() - self.began
+        rate = self.images / elapsed if elapsed > 0 else None
+        self.job.progress("evaluating", min(self.images, self.of), self.of, rate, {}, rate)

@@ -1,0 +1,295 @@
+"""The images of a job as the training loops take them: float batches in [0, 1] out of arrays on disk.
+
+    x_tr_t        read_target       Images
+    x_ti_s/x_ti_t read_pairs        Pairs
+    evaluation    read_evaluation   LabelledImages
+
+Each says what it read, and how it was scaled, by `emit(event)`; each uses `cache` (a folder of the job) again where the
+files and the settings are still the same. roots: see app.layouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from app import layouts
+from app.errors import Problem, few
+from app.layouts import Entry
+from app.spec import DataSpec, InputSpec
+from worker.adaptation import image_cache
+from worker.adaptation.events import DataRead, Logged, Warned
+from worker.adaptation.image_cache import Stored
+from worker.adaptation.scaling import Range, Survey, no_reading_value, resolve, survey
+
+Emit = Callable[[BaseModel], None]
+Plan = Callable[[], tuple[dict[str, Stored], dict[str, Any]]]
+RGB = Range(8, 1.0, 0.0, 255.0, "8-bit RGB, 0 to 255 becomes 0 to 1")
+LARGEST_SCALE = 4.0
+NARROW = 0.05
+
+
+@dataclass(frozen=True)
+class Images:
+    """array: [N, C, H, W], uint8 or uint16, mapped from disk. names: below the reference, in order. low, high: what
+    becomes 0 and 1. range: the whole scaling. side: the median shorter side of the files, in pixels."""
+
+    array: np.memmap
+    names: list[str]
+    range: Range
+    side: float
+
+    @property
+    def low(self) -> float:
+        return self.range.low
+
+    @property
+    def high(self) -> float:
+        return self.range.high
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def batch(self, index: np.ndarray) -> Tensor:
+        """Images index [n], in that order, as float32 [n, C, H, W] in [0, 1] on the CPU."""
+        raw = np.asarray(self.array[index], dtype=np.float32)
+        return torch.from_numpy((raw - np.float32(self.low)) / np.float32(self.high - self.low)).clamp_(0, 1)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """x_ti_s and x_ti_t, row by row the same scene at the same pixels. scale: how many times as much of a scene they
+    show as the target images do, at least 1 (see transforms.random_crops)."""
+
+    source: Images
+    target: Images
+    scale: float
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def batch(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
+        """(source [n, 3, H, W], target [n, C, H, W]), float32 in [0, 1]."""
+        return self.source.batch(index), self.target.batch(index)
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """labels: int64 [N], indices into the model's classes."""
+
+    images: Images
+    labels: np.ndarray
+
+
+def read_target(data: DataSpec, input: InputSpec, cache: Path, emit: Emit, roots: Sequence[Path] | None = None) -> Images:
+    """x_tr_t, stored as squares of size / crop_ratio. Raises Problem as app.layouts.images does, and
+    too_many_broken_images, too_few_images, disk_full."""
+    entries = layouts.images(data.target, roots)
+    scaling, modality = data.target.scaling, data.target.modality
+    no_reading = no_reading_value(scaling, modality)
+
+    def plan() -> tuple[dict[str, Stored], dict[str, Any]]:
+        seen = _survey(entries, no_reading, "/data/target/uri")
+        range = resolve(scaling, modality, seen)
+        stored = Stored(*_square(input), seen.channels, range.bits, range.gain, no_reading, input.resize == "stretch")
+        return {"target": stored}, {"ranges": {"target": asdict(range)}, "side": seen.side, "warnings": _doubts(seen, range)}
+
+    settings = [input.model_dump(mode="json"), modality, scaling.model_dump(mode="json")]
+    record = _read("target", {"target": entries}, settings, plan, data, cache, emit, "/data/target/uri")
+    _enough(len(record["columns"]["target"]["names"]), layouts.MIN_TARGET_IMAGES, "target images", "/data/target/uri")
+    return _images(cache, record, "target", "target", emit)
+
+
+def read_pairs(
+    data: DataSpec, input: InputSpec, target: Images, cache: Path, emit: Emit, roots: Sequence[Path] | None = None
+) -> Pairs:
+    """The pairs, both images of a pair at one size: shorter side = size / crop_ratio * scale at the set's median aspect
+    ratio. scale: the median shorter side of their target images over that of `target`'s, within 1 and 4. Depth of the
+    same bit depth as `target`'s is scaled as that was, unless the pairs have a scaling of their own. Raises Problem as
+    app.layouts.pairs does, and too_many_broken_images, too_few_images, disk_full."""
+    if data.pairs is None:
+        raise ValueError("the specification has no pairs")
+    rows = layouts.pairs(data.pairs, roots)
+    columns = {"pairs-source": [source for source, _ in rows], "pairs-target": [other for _, other in rows]}
+    scaling, modality = data.pairs.scaling, data.target.modality
+    no_reading = no_reading_value(scaling, modality)
+    stretch = input.resize == "stretch"
+
+    def plan() -> tuple[dict[str, Stored], dict[str, Any]]:
+        seen = _survey(columns["pairs-target"], no_reading, "/data/pairs/uri")
+        range = resolve(scaling, modality, seen)
+        same = (range.bits, range.gain) == (target.range.bits, target.range.gain)
+        if scaling.kind == "auto" and modality == "depth" and same:
+            range = target.range
+        scale = float(np.clip(seen.side / target.side, 1.0, LARGEST_SCALE))
+        height, width = _rectangle(input, scale, 1.0 if stretch else float(np.clip(seen.aspect, 1 / 3, 3)))
+        stored = {
+            "pairs-source": Stored(height, width, 3, 8, 1.0, None, stretch),
+            "pairs-target": Stored(height, width, target.array.shape[1], range.bits, range.gain, no_reading, stretch),
+        }
+        ranges = {"pairs-source": asdict(RGB), "pairs-target": asdict(range)}
+        return stored, {"ranges": ranges, "side": seen.side, "scale": scale, "warnings": _doubts(seen, range)}
+
+    settings = [
+        input.model_dump(mode="json"),
+        [modality, scaling.model_dump(mode="json")],
+        [asdict(target.range), target.side, target.array.shape[1]],
+    ]
+    record = _read("pairs", columns, settings, plan, data, cache, emit, "/data/pairs/uri")
+    _enough(len(record["columns"]["pairs-source"]["names"]), layouts.MIN_PAIRS, "pairs", "/data/pairs/uri")
+    if record["askew"]:
+        message = f"{record['askew']} pairs whose two images differ in aspect ratio: their centres were taken to match"
+        emit(Warned(code="pairs_askew", message=message, data={"pairs": record["askew"]}))
+    source = _images(cache, record, "pairs-source", "pairs/source", emit)
+    return Pairs(source, _images(cache, record, "pairs-target", "pairs/target", emit), record["facts"]["scale"])
+
+
+def read_evaluation(
+    data: DataSpec,
+    classes: Sequence[str],
+    input: InputSpec,
+    target: Images,
+    cache: Path,
+    emit: Emit,
+    roots: Sequence[Path] | None = None,
+) -> LabelledImages:
+    """The labelled images, stored and scaled as `target` was. Raises Problem as app.layouts.labelled does, and
+    too_many_broken_images, disk_full."""
+    if data.evaluation is None:
+        raise ValueError("the specification has no evaluation set")
+    entries = layouts.labelled(data.evaluation, classes, roots)
+    no_reading = no_reading_value(data.target.scaling, data.target.modality)
+    range, channels = target.range, target.array.shape[1]
+
+    def plan() -> tuple[dict[str, Stored], dict[str, Any]]:
+        seen = _survey(entries, no_reading, "/data/evaluation/uri")
+        stored = Stored(*_square(input), channels, range.bits, range.gain, no_reading, input.resize == "stretch")
+        doubts = []
+        if (min(seen.bits, 16), seen.channels) != (range.bits, channels):
+            message = (
+                f"{seen.bits} bits and {seen.channels} channels, unlike the target images' {range.bits} and {channels}: converted"
+            )
+            doubts = [["evaluation_differs", message]]
+        return {"evaluation": stored}, {"ranges": {"evaluation": asdict(range)}, "side": seen.side, "warnings": doubts}
+
+    settings = [input.model_dump(mode="json"), no_reading, asdict(range), channels]
+    record = _read("evaluation", {"evaluation": entries}, settings, plan, data, cache, emit, "/data/evaluation/uri")
+    dropped = set(record["dropped"])
+    index = {name: i for i, name in enumerate(classes)}
+    labels = [index[entry.label or ""] for i, entry in enumerate(entries) if i not in dropped]
+    return LabelledImages(_images(cache, record, "evaluation", "evaluation", emit), np.array(labels, dtype=np.int64))
+
+
+def _read(
+    name: str,
+    columns: Mapping[str, Sequence[Entry]],
+    settings: Any,
+    plan: Plan,
+    data: DataSpec,
+    cache: Path,
+    emit: Emit,
+    pointer: str,
+) -> dict[str, Any]:
+    """The record of a set out of the cache, or decoded into it. Raises Problem too_many_broken_images, disk_full."""
+    key = image_cache.key_of([*columns.values()], settings)
+    record = image_cache.recall(cache, name, key)
+    if record is None:
+        stored, facts = plan()
+        rows = len(next(iter(columns.values())))
+        megabytes = rows * sum(one.nbytes for one in stored.values()) / 1e6
+        emit(
+            Logged(message=f"{name}: decoding {rows} {'pairs' if name == 'pairs' else 'images'} into {megabytes:.1f} MB of cache")
+        )
+        both = {column: (entries, stored[column]) for column, entries in columns.items()}
+        record = image_cache.store(cache, name, key, both, facts)
+    else:
+        emit(Logged(message=f"{name}: decoded before, used again"))
+    _not_too_broken(record, len(next(iter(columns.values()))), data.broken_image_share, pointer)
+    for code, message in record["facts"]["warnings"]:
+        emit(Warned(code=code, message=f"{name}: {message}", data={"reference": name}))
+    return record
+
+
+def _survey(entries: Sequence[Entry], no_reading: int | None, pointer: str) -> Survey:
+    seen = survey([entry.path for entry in entries], no_reading)
+    if seen is None:
+        names = [entry.name for entry in entries]
+        raise Problem(
+            "too_many_broken_images",
+            f"not one of {len(names)} images can be read: {few(names)}",
+            pointer=pointer,
+            names=names[:10],
+        )
+    return seen
+
+
+def _not_too_broken(record: dict[str, Any], rows: int, share: float, pointer: str) -> None:
+    dropped = len(record["dropped"])
+    if dropped <= share * rows and dropped < rows:
+        return
+    names = [name for column in record["columns"].values() for name in column["broken_names"]]
+    detail = f"{dropped} of {rows} ({dropped / rows:.0%}) cannot be read, and {share:.0%} may be broken: {few(names)}"
+    raise Problem(
+        "too_many_broken_images", detail, pointer=pointer, names=names[: image_cache.BROKEN_NAMED], broken=dropped, of=rows
+    )
+
+
+def _enough(count: int, needed: int, what: str, pointer: str) -> None:
+    if count < needed:
+        raise Problem("too_few_images", f"{count} readable {what}; at least {needed} are needed", pointer=pointer)
+
+
+def _images(cache: Path, record: dict[str, Any], column: str, reference: Any, emit: Emit) -> Images:
+    """The column as Images, announced by its DataRead and, where images were bent to the set's kind, a warning."""
+    facts = record["columns"][column]
+    array = image_cache.open_column(cache, column)
+    range = Range(**record["facts"]["ranges"][column])
+    emit(
+        DataRead(
+            reference=reference,
+            images=len(array),
+            broken=facts["broken"],
+            broken_names=facts["broken_names"],
+            bits=range.bits,
+            channels=array.shape[1],
+            smallest=facts["smallest"],
+            largest=facts["largest"],
+            scaling=range.words,
+            no_reading_share=facts["holes"] / facts["pixels"],
+        )
+    )
+    if reference == "target" and facts["converted"]:
+        message = f"{facts['converted']} of {len(array)} images were converted to {range.bits} bits and {array.shape[1]} channels"
+        emit(Warned(code="images_converted", message=message, data={"reference": reference, "images": facts["converted"]}))
+    return Images(array, facts["names"], range, record["facts"]["side"])
+
+
+def _doubts(seen: Survey, range: Range) -> list[list[str]]:
+    """What the user should look at, as [code, message]."""
+    doubts = []
+    if seen.mixed:
+        doubts.append(["mixed_images", f"the images differ in {seen.mixed}"])
+    if (seen.p99 - seen.p1) * range.gain < NARROW * (range.high - range.low):
+        message = (
+            f"98% of the readings lie in {seen.p1:g} to {seen.p99:g}, under {NARROW:.0%} of what becomes 0 to 1 ({range.words})"
+        )
+        doubts.append(["narrow_scaling", f"{message}; set `scaling`"])
+    return doubts
+
+
+def _square(input: InputSpec) -> tuple[int, int]:
+    side = round(input.size / input.crop_ratio)
+    return side, side
+
+
+def _rectangle(input: InputSpec, scale: float, aspect: float) -> tuple[int, int]:
+    """(height, width) with the shorter side size / crop_ratio * scale. aspect: width / height."""
+    shorter = round(input.size / input.crop_ratio * scale)
+    return (shorter, round(shorter * aspect)) if aspect >= 1 else (round(shorter / aspect), shorter)

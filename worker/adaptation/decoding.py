@@ -1,0 +1,60 @@
+"""One image file to one array of raw readings. The files are hostile: what cannot be read is one UnreadableError."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+MAX_PIXELS = 89_478_485
+"""Pillow's own limit, a quarter of a gigabyte of RGB. A larger image counts as unreadable."""
+FORMATS = ("PNG", "JPEG", "TIFF", "MPO")  # MPO: what many cameras write under the name of JPEG
+
+# Pillow only warns up to twice its limit; its filter is the process's, and threads decode: set once, here.
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
+
+class UnreadableError(Exception):
+    """An image that cannot be used; the message says why."""
+
+
+def decode(path: Path) -> np.ndarray:
+    """The image as [H, W, C]: uint8, uint16, or float32 where the file holds floats; C is 1 or 3.
+
+    Three equal channels become one; palettes become RGB; alpha is dropped, as is every frame of a TIFF but the first.
+    32-bit integers are clipped to 0..65535. Orientation tags are not applied: the other sensor's image has none.
+    Raises UnreadableError.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UnreadableError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}")
+            array = _readings(image)
+    except UnreadableError:
+        raise
+    except FileNotFoundError as error:
+        raise UnreadableError("it is gone") from error
+    except Exception as error:  # a damaged file makes Pillow raise almost any there is
+        raise UnreadableError(f"{type(error).__name__}: {str(error)[:150]}") from error
+    if array.ndim == 3 and (array == array[:, :, :1]).all():
+        array = array[:, :, 0]
+    return array[:, :, None] if array.ndim == 2 else array
+
+
+def _readings(image: Image.Image) -> np.ndarray:
+    mode = image.mode
+    if mode in ("L", "RGB"):
+        return np.array(image)
+    if mode == "F":
+        return np.array(image, dtype=np.float32)
+    if mode.startswith("I;16"):
+        return np.array(image).astype(np.uint16)
+    if mode.startswith("I"):
+        return np.clip(np.array(image), 0, 65535).astype(np.uint16)
+    if mode in ("1", "LA", "La"):
+        return np.array(image.convert("L"))
+    if mode in ("P", "PA"):
+        return np.array(image.convert("RGBA"))[:, :, :3]
+    return np.array(image.convert("RGB"))

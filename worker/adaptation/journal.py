@@ -1,0 +1,81 @@
+"""What a job says: events as JSON lines, to its supervisor and into a file; and the one thing it is told: stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from worker.adaptation.events import DataRead, Phase, PhaseBegan, Stopped, Warned
+
+TRAINING: frozenset[Phase] = frozenset({"bridging", "transferring"})
+
+
+class Journal:
+    """Emits events, and remembers those that the report needs.
+
+    stop_asked: set by SIGTERM (or Ctrl-C). The stages look at it between steps, so that a step is finished and a
+    checkpoint written; in every other phase nothing would be saved by waiting, and the process ends at once.
+    """
+
+    def __init__(self, descriptor: int, folder: Path) -> None:
+        self.descriptor = descriptor
+        self.file = (folder / "events.jsonl").open("ab+", buffering=0)
+        _drop_half_line(self.file)
+        self.phase: Phase = "preparing"
+        self.step = 0
+        self.stop_asked = False
+        self.speaking = False
+        self.data_read: dict[str, DataRead] = {}
+        self.warnings: list[Warned] = []
+
+    def __call__(self, event: BaseModel) -> None:
+        if isinstance(event, DataRead):
+            self.data_read[event.reference] = event
+        if isinstance(event, Warned) and event not in self.warnings:
+            self.warnings.append(event)
+        self.speaking = True
+        line = event.model_dump_json().encode() + b"\n"
+        try:
+            self.file.write(line)
+        except OSError as error:  # a full disk must not silence the event that says so
+            print(f"events.jsonl: {error}", file=sys.stderr)
+        while line:
+            line = line[os.write(self.descriptor, line) :]
+        self.speaking = False
+        if self.stop_asked and self.phase not in TRAINING and not isinstance(event, Stopped):
+            self.stop()
+
+    def begin(self, phase: Phase, step: int = 0) -> None:
+        self.phase, self.step = phase, step
+        self(PhaseBegan(phase=phase))
+
+    def close(self) -> None:
+        self.file.close()
+
+    def listen(self) -> None:
+        """Take SIGTERM and SIGINT as the request to stop."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._asked())
+
+    def _asked(self) -> None:
+        self.stop_asked = True
+        if self.phase not in TRAINING and not self.speaking:
+            self.stop()
+
+    def stop(self) -> None:
+        """Say `stopped` and end the process. Not by an exception: one raised inside a signal handler surfaces anywhere,
+        where a library may swallow it, or waits for threads that still decode images."""
+        self(Stopped(phase=self.phase, step=self.step))
+        os._exit(0)
+
+
+def _drop_half_line(file) -> None:
+    """A process killed while it wrote leaves half a line behind."""
+    file.seek(0)
+    whole = file.read().rfind(b"\n") + 1
+    file.truncate(whole)
+    file.seek(0, os.SEEK_END)

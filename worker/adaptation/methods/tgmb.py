@@ -1,0 +1,207 @@
+"""Stage 1, TGMB: L_TGMB = L_rec + a_d L_D + a_im L_IM trains the translator T; the source model is frozen (arXiv 2401.05014).
+
+As a method of its own it is this stage alone: the source model applied to T(x).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.spec import AdaptationSpec
+from worker.adaptation import losses
+from worker.adaptation.data import Pairs
+from worker.adaptation.device import autocast, to_device
+from worker.adaptation.evaluation import centre_pairs, chunks, evidence, predict
+from worker.adaptation.events import Logged, Phase, Warned
+from worker.adaptation.job import Adapted, Job
+from worker.adaptation.randomness import batch, generator, seed_torch
+from worker.adaptation.stage import Stage
+from worker.adaptation.transforms import apply, pair_crops, random_crops
+from worker.adaptation.translator import Translator, build, replicate
+
+VALIDATION_PAIRS = 256
+COLLAPSE_IMAGES = 512
+COLLAPSED_SHARE = 0.95
+
+
+def work(spec: AdaptationSpec, target: int, pairs: int) -> dict[Phase, float]:
+    """In forward passes of one image: T and the frozen source model, forward and backward."""
+    w, s = spec.settings.weights, spec.settings.bridging
+    images = (2 if w.d > 0 else 0) + (1 if w.im > 0 and w.d == 0 else 0)
+    return {"bridging": s.steps * s.batch_size * (3 + 3 * images)}
+
+
+def adapt(job: Job) -> Adapted:
+    return Adapted(job.source, train(job), translated=True)
+
+
+def split(job: Job) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the pairs to train on and of the held-out ones: one contiguous block, since neighbours may show the same
+    room, at a place drawn from the seed."""
+    n = len(job.pairs)
+    held = min(max(1, round(n * job.spec.settings.bridging.held_out)), n - 2)
+    start = int(generator(job.spec.seed, "held-out pairs").integers(0, n - held, endpoint=True))
+    block = np.arange(start, start + held)
+    return np.delete(np.arange(n), block), block
+
+
+def train(job: Job) -> Translator:
+    """T, trained, in eval mode: the best one by the held-out pairs. Raises Problem training_diverged."""
+    spec, s, w, device = job.spec, job.spec.settings.bridging, job.spec.settings.weights, job.device
+    seed_torch(spec.seed, "bridging/weights", 0)
+    T = build(s.translator, job.target.array.shape[1]).to(device)
+    D = losses.discriminator(job.source.h.in_features).to(device)
+    if (done := job.finished.get("bridging")) is not None:
+        T.load_state_dict(done["T"])
+        return T.eval().requires_grad_(False)
+    adam = torch.optim.Adam([*T.parameters(), *D.parameters()], lr=s.lr)
+    training, held = split(job)
+    memory: dict[str, Any] = {"best": None, "score": float("inf"), "at": 0, "worse": 0}
+    stage = Stage(job, "bridging", s.steps, {"T": T, "D": D, "adam": adam}, memory)
+    held_out = HeldOutPairs(job, job.pairs, held)
+    # The untrained T counts as a candidate where it is "replicate": nothing worse than that is ever kept.
+    if stage.step == 0:
+        keep_if_best(stage, T, held_out(T))
+
+    def make(step: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x_ti_s = x_ti_t = x_tr_t = None
+        if w.rec > 0 or w.d > 0:
+            index = training[batch(spec.seed, "bridging/pairs", step, len(training), s.batch_size)]
+            rng = generator(spec.seed, "bridging/pairs/crops", step)
+            x_ti_s, x_ti_t = pair_crops(rng, job.pairs.batch(index), spec.source_model.input.size, job.pairs.scale)
+        if w.d > 0 or w.im > 0:
+            x_tr_t = random_target_batch(job, "bridging/target", step, s.batch_size)
+        return x_ti_s, x_ti_t, x_tr_t
+
+    for step, (x_ti_s, x_ti_t, x_tr_t) in stage.batches(make):
+        T.train()
+        stage.decay(adam, s.lr)
+        terms: dict[str, Tensor] = {}
+        total = torch.zeros((), device=device)
+        with autocast(device, job.precision):
+            ti, tr = translate(T, x_ti_t, x_tr_t, device)
+            if w.rec > 0:
+                terms["L_rec"] = losses.L_rec(ti, to_device(x_ti_s, device))
+                total = total + w.rec * terms["L_rec"]
+            if w.d > 0 or w.im > 0:
+                features, logits = job.source(torch.cat([tr, ti]) if w.d > 0 else tr)
+            if w.d > 0:
+                d = D(losses.reverse_gradient(features, losses.dann_ramp(step / s.steps)))
+                terms["L_D"] = losses.L_D(d[len(tr) :], d[: len(tr)])
+                total = total + w.d * terms["L_D"]
+            if w.im > 0:
+                terms["L_IM"] = losses.L_IM(logits[: len(tr)])
+                total = total + w.im * terms["L_IM"]
+        adam.zero_grad()
+        if terms:
+            total.backward()
+            adam.step()
+        if (step + 1) % s.validate_every == 0 or step + 1 == s.steps:
+            keep_if_best(stage, T, held_out(T), step + 1)
+        stage.advance(terms, images=sum(len(x) for x in (x_ti_t, x_tr_t) if x is not None))
+        if s.patience and memory["worse"] >= s.patience:
+            job.journal(Logged(message=f"bridging stops at step {stage.step}: {s.patience} validations without a better one"))
+            break
+    if memory["best"] is not None:
+        T.load_state_dict(memory["best"])
+    T.eval().requires_grad_(False)
+    warn_if_collapsed(job, T)
+    stage.finish({"T": T.state_dict(), "best_step": memory["at"], "score": memory["score"]})
+    return T
+
+
+def random_target_batch(job: Job, stage: str, step: int, batch_size: int) -> Tensor:
+    """x_tr_t [n, C, size, size] of a step: random crops and flips."""
+    size, seed = job.spec.source_model.input.size, job.spec.seed
+    x = job.target.batch(batch(seed, stage, step, len(job.target), batch_size))
+    return apply(x, random_crops(generator(seed, f"{stage}/crops", step), len(x), *x.shape[-2:], size), size)
+
+
+def translate(
+    T: Translator, x_ti_t: Tensor | None, x_tr_t: Tensor | None, device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
+    """T on both batches; in one pass where the images of a batch do not see each other."""
+    ti, tr = (None if x is None else to_device(x, device) for x in (x_ti_t, x_tr_t))
+    if ti is not None and tr is not None and T.alone:
+        both = T(torch.cat([ti, tr]))
+        return both[: len(ti)], both[len(ti) :]
+    return (None if ti is None else T(ti)), (None if tr is None else T(tr))
+
+
+class HeldOutPairs:
+    """The score of a translator on the held-out pairs: L_rec plus the distance of source features, each relative to that
+    of the replicated image; 2 is "no better than replicating", 0 perfect.
+
+    Pixels alone would stop too late or too early: the feature distance is closer to what the classifier sees (ours).
+    """
+
+    def __init__(self, job: Job, pairs: Pairs, held: np.ndarray) -> None:
+        self.job = job
+        size = job.spec.source_model.input.size
+        self.batches = []
+        with torch.no_grad():
+            for part in chunks(held[:VALIDATION_PAIRS]):
+                source, target = (to_device(x, job.device) for x in centre_pairs(pairs, part, size))
+                self.batches.append((source, target, self._features(source)))
+        self.replicated = self._distances(replicate)
+
+    def __call__(self, T: Translator) -> float:
+        T.eval()
+        return sum(now / max(before, 1e-12) for now, before in zip(self._distances(T), self.replicated, strict=True))
+
+    @torch.no_grad()
+    def _distances(self, translate) -> tuple[float, float]:
+        sums = torch.zeros(2, device=self.job.device)
+        for source, target, features in self.batches:
+            with autocast(self.job.device, self.job.precision):
+                translated = translate(target)
+            pixels, feature = losses.L_rec(translated, source), losses.L_feat(features, self._features(translated))
+            sums += len(source) * torch.stack([pixels, feature])
+        pixels, feature = (sums / sum(len(source) for source, _, _ in self.batches)).tolist()
+        return pixels, feature
+
+    def _features(self, x: Tensor) -> Tensor:
+        with autocast(self.job.device, self.job.precision):
+            return self.job.source(x)[0].float()
+
+
+def keep_if_best(stage: Stage, T: Translator, score: float, step: int = 0) -> None:
+    stage.record("held_out", score, step)
+    memory = stage.memory
+    if score < memory["score"]:
+        memory.update(best=copy.deepcopy(T.state_dict()), score=score, at=step, worse=0)
+    else:
+        memory["worse"] += 1
+
+
+def warn_if_collapsed(job: Job, T: Translator) -> None:
+    """Information maximisation on a poor start ends on confident wrong classes: look at what the source model makes of
+    translated TR images."""
+    rng = generator(job.spec.seed, "collapse")
+    index = np.sort(rng.choice(len(job.target), min(len(job.target), COLLAPSE_IMAGES), replace=False))
+    size = job.spec.source_model.input.size
+    before = evidence(predict(lambda x: job.source(replicate(x)), job.target, size, job.device, index)[1])
+    after = evidence(predict(lambda x: job.source(T(x)), job.target, size, job.device, index)[1])
+    if message := collapsed(after, before, len(job.spec.source_model.classes)):
+        job.journal(Warned(code="collapsed", message=f"bridging: {message}", data={"before": before, "after": after}))
+
+
+def least_effective_classes(classes: int) -> float:
+    """Fewer than these count as collapsed: 1.5, and 1.25 of 2 classes, which real data may well be split as."""
+    return min(1.5, 1 + 0.25 * (classes - 1))
+
+
+def collapsed(after: dict[str, float], before: dict[str, float], classes: int) -> str | None:
+    """Why predictions with this evidence count as collapsed, or None."""
+    if after["largest_class_share"] > COLLAPSED_SHARE >= before["largest_class_share"]:
+        return (
+            f"one class for {after['largest_class_share']:.0%} of the target images; {before['largest_class_share']:.0%} before"
+        )
+    if after["effective_classes"] < least_effective_classes(classes):
+        return f"the predictions use {after['effective_classes']:.2f} of {classes} classes effectively"
+    return None

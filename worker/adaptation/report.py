@@ -1,0 +1,123 @@
+"""report.json and report.html: what was done, with what data, how well, and whether to deploy it."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from typing import Any
+
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from worker.adaptation.job import Job
+from worker.adaptation.verdict import judge
+
+MODELS = {
+    "source_only": "Source model as it is",
+    "bridged": "Source model behind T",
+    "adapted": "Adapted model",
+}
+VERDICTS = {"deploy": "Deploy", "look_closer": "Look closer", "do_not_deploy": "Do not deploy"}
+WIDTH, HEIGHT, MARGIN = 320, 150, 36
+
+
+def build(job: Job, found: dict[str, Any], versions: dict[str, str]) -> dict[str, Any]:
+    """The report as a JSON document. found: of `assessment.assess`. Its `summary` is what GET /jobs/{id} shows."""
+    churn = job.series.get("transferring/churn", [])
+    verdict, reasons = judge(found, churn, job.spec.method, len(job.spec.source_model.classes))
+    labelled = found["labelled"]
+    accuracy = None
+    if labelled is not None:
+        accuracy = {
+            name: {measure: labelled[name][measure] for measure in ("accuracy", "balanced_accuracy")}
+            for name in MODELS
+            if name in labelled
+        } | {"images": labelled["images"]}
+    evidence = {key: value for key, value in found["target"].items() if key != "images"}
+    stages = {phase: _stage(job, phase) for phase in ("bridging", "transferring") if phase in job.finished}
+    return {
+        "format": "modalbridge-report/1",
+        "identity": job.identity,
+        "summary": {
+            "verdict": verdict,
+            "reasons": [reason["what"] for reason in reasons],
+            "accuracy": accuracy,
+            "evidence": evidence,
+            "pairs": found["pairs"],
+        },
+        "verdict": verdict,
+        "reasons": reasons,
+        "name": job.spec.name,
+        "method": job.spec.method,
+        "seed": job.spec.seed,
+        "source_model": job.spec.source_model.model_dump(mode="json", exclude={"uri"}),
+        "settings": job.spec.settings.model_dump(mode="json"),
+        "data": [event.model_dump(mode="json", exclude={"type"}) for event in job.journal.data_read.values()],
+        "stages": stages,
+        "evaluation": found,
+        "warnings": [event.model_dump(mode="json", exclude={"type"}) for event in job.journal.warnings],
+        "device": {
+            "kind": job.device.type,
+            "precision": job.precision,
+            "seconds": job.seconds,
+            "peak_mebibytes": _peak(job.device),
+        },
+        "versions": versions,
+    }
+
+
+def _stage(job: Job, phase: str) -> dict[str, Any]:
+    losses = {
+        name.removeprefix(f"{phase}/"): values[-1][1] for name, values in job.series.items() if name.startswith(f"{phase}/")
+    }
+    kept = {key: job.finished[phase][key] for key in ("steps", "best_step", "score") if key in job.finished[phase]}
+    return kept | {"last": losses}
+
+
+def _peak(device: torch.device) -> dict[str, int]:
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit}
+    return peak | ({"device": torch.cuda.max_memory_allocated(device) // 2**20} if device.type == "cuda" else {})
+
+
+def render(report: dict[str, Any], series: dict[str, list[list[float]]]) -> str:
+    """The report as one HTML page that asks for nothing from elsewhere. Every value is escaped."""
+    environment = Environment(
+        loader=PackageLoader("worker.adaptation"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["figure"] = figure
+    environment.filters["share"] = lambda value: f"{100 * value:.1f} %"
+    charts = [chart(name, points) for name, points in series.items() if not name.startswith("evaluation/") and len(points) > 1]
+    return environment.get_template("report.html").render(report=report, charts=charts, models=MODELS, verdicts=VERDICTS)
+
+
+def figure(value: float | None) -> str:
+    """Four significant digits; a dash for nothing.
+
+    >>> figure(0.123456), figure(None), figure(12)
+    ('0.1235', '–', '12')
+    """
+    return "–" if value is None else f"{value:.4g}"
+
+
+def chart(name: str, points: list[list[float]]) -> dict[str, Any]:
+    """A series as the coordinates of an SVG polyline, with the ends of its axes."""
+    steps, values = [point[0] for point in points], [point[1] for point in points]
+    low, high = min(values), max(values)
+    width, height = WIDTH - MARGIN - 8, HEIGHT - 2 * 20
+    x = [MARGIN + width * (step - steps[0]) / ((steps[-1] - steps[0]) or 1) for step in steps]
+    y = [20 + height * (1 - (value - low) / ((high - low) or 1)) for value in values]
+    line = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+    return {
+        "name": name,
+        "line": line,
+        "low": low,
+        "high": high,
+        "first": int(steps[0]),
+        "last": int(steps[-1]),
+        "end": values[-1],
+    }

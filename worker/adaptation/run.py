@@ -1,0 +1,154 @@
+"""Spec in, events out: one job from its data to its artifacts. What happens where is on this page."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from urllib.parse import urlsplit
+
+import numpy as np
+import timm
+import torch
+import torchvision
+
+from app import layouts
+from app.errors import Problem
+from app.spec import AdaptationSpec
+from worker.adaptation import artifacts, assessment, checkpoint, data, device, report, source_model
+from worker.adaptation.data import Images, Pairs
+from worker.adaptation.device import Precision
+from worker.adaptation.events import Logged, Result, Started, Warned
+from worker.adaptation.job import Job
+from worker.adaptation.journal import Journal
+from worker.adaptation.methods import source_only, tgkt, tgmb
+from worker.adaptation.source_model import Classifier
+
+METHODS: dict[str, ModuleType] = {"source_only": source_only, "tgmb": tgmb, "tgmb_tgkt": tgkt}
+"""Each has adapt(job) -> Adapted, and work(spec, target images, pairs) -> cost by phase."""
+
+
+def run(
+    spec: AdaptationSpec, folder: Path, journal: Journal, anchor: Path, roots: Sequence[Path] | None, checkpoint_every: float
+) -> Result:
+    """Adapts, evaluates and publishes below `folder`; goes on from a checkpoint that is there; a finished folder says its
+    result again. anchor: what relative references are relative to, where roots is None. Raises Problem."""
+    where = device.choose(spec.device)
+    placed = _anchored(spec, anchor) if roots is None else spec
+    weights_path = layouts.local_path(placed.source_model.uri, None, "/source_model/uri")
+    if not weights_path.is_file():
+        raise Problem("reference_missing", f"{spec.source_model.uri!r} is not a file", pointer="/source_model/uri")
+    identity = {"spec": _digest(spec), "source_model": artifacts.sha256(weights_path)}
+    if (finished := artifacts.published(folder)) is not None:
+        _same_job(identity, finished[0], folder)
+        journal(Logged(message="finished before: the artifacts are there"))
+        return finished[1]
+    saved = checkpoint.load(folder)
+    if saved is not None:
+        _same_job(identity, saved["identity"], folder)
+    journal(
+        Started(
+            device=where.type,
+            device_name=device.name(where),
+            precision=saved["precision"] if saved else spec.settings.precision,
+            versions=versions(),
+            resumed_from=(saved["phase"], saved["step"]) if saved else None,
+        )
+    )
+
+    journal.begin("preparing")
+    layouts.check(placed.data, placed.source_model.classes, roots)
+    source = source_model.load(placed.source_model, weights_path)
+    source = source.to(where, memory_format=torch.channels_last).requires_grad_(False)
+    cache, input = folder / "cache", spec.source_model.input
+    cache.mkdir(exist_ok=True)
+    target = data.read_target(placed.data, input, cache, journal, roots)
+    needs_pairs = spec.data.pairs is not None and spec.method != "source_only"
+    pairs = data.read_pairs(placed.data, input, target, cache, journal, roots) if needs_pairs else None
+    identity["data"] = _fingerprint(target, pairs)
+    if saved is not None and saved["identity"]["data"] != identity["data"]:
+        journal(
+            Warned(code="data_changed", message="the data are not those of the checkpoint: the job starts from the beginning")
+        )
+        saved = None
+    precision = saved["precision"] if saved else _precision(spec, source, where, journal)
+
+    method = METHODS[spec.method]
+    labelled_images = (
+        len(layouts.labelled(placed.data.evaluation, spec.source_model.classes, roots)) if spec.data.evaluation else 0
+    )
+    work = method.work(spec, len(target), len(pairs or ()))
+    work["evaluating"] = assessment.work(spec, len(target) + labelled_images)
+    job = Job(spec, folder, journal, where, precision, source, target, pairs, identity, checkpoint_every, work)
+    if saved is not None:
+        job.finished, job.series, job.seconds, job.resumed = (saved[key] for key in ("finished", "series", "seconds", "stage"))
+        before = [Warned.model_validate(warning) for warning in saved["warnings"]]
+        journal.warnings = before + [warning for warning in journal.warnings if warning not in before]
+    adapted = method.adapt(job)
+
+    journal.begin("evaluating", journal.step)
+    labelled = None
+    if spec.data.evaluation is not None:
+        classes = spec.source_model.classes
+        labelled = data.read_evaluation(placed.data, classes, input, target, cache, journal, roots)
+    found = assessment.assess(job, adapted, labelled)
+
+    journal.begin("publishing", journal.step)
+    document = report.build(job, found, versions())
+    return artifacts.publish(job, adapted, document, report.render(document, job.series))
+
+
+def versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _precision(spec: AdaptationSpec, source: Classifier, where: torch.device, journal: Journal) -> Precision:
+    if spec.settings.precision != "auto":
+        return spec.settings.precision
+    if spec.method == "source_only":
+        return "fp32"
+    size, batch_size = spec.source_model.input.size, spec.settings.transfer.batch_size
+    precision, ratio = device.measure_precision(source, where, size, batch_size)
+    journal(Logged(message=f"precision {precision}: bf16 is {ratio:.2f} times as fast as fp32 on {device.name(where)}"))
+    return precision
+
+
+def _anchored(spec: AdaptationSpec, anchor: Path) -> AdaptationSpec:
+    """Relative references, as absolute paths."""
+
+    def place(reference):
+        if reference is None or urlsplit(reference.uri).scheme or Path(reference.uri).is_absolute():
+            return reference
+        return reference.model_copy(update={"uri": str(anchor / reference.uri)})
+
+    sets = {name: place(getattr(spec.data, name)) for name in ("target", "pairs", "evaluation")}
+    return spec.model_copy(update={"source_model": place(spec.source_model), "data": spec.data.model_copy(update=sets)})
+
+
+def _digest(spec: AdaptationSpec) -> str:
+    """Of all that the outcome depends on: not the name, the labels, or where the source model's file lies."""
+    document = spec.model_dump(mode="json", exclude={"name": True, "labels": True, "source_model": {"uri"}})
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _fingerprint(target: Images, pairs: Pairs | None) -> str:
+    """Of the images as read: their names, shapes and scaling."""
+    sets = [target, *((pairs.source, pairs.target) if pairs else ())]
+    document = [[images.names, list(images.array.shape), images.low, images.high] for images in sets]
+    return hashlib.sha256(json.dumps(document).encode()).hexdigest()
+
+
+def _same_job(ours: dict[str, str], theirs: dict[str, str], folder: Path) -> None:
+    for part, words in (("spec", "another specification"), ("source_model", "another source model")):
+        if ours[part] != theirs[part]:
+            detail = f"{folder.name}/ holds the work of {words}; give --out a folder of its own"
+            raise Problem("invalid_request", detail)

@@ -1,0 +1,138 @@
+"""What a set of images holds, looked at before any is stored, and how its raw values become [0, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from app.spec import Modality, Scaling
+from worker.adaptation.decoding import UnreadableError, decode
+
+SAMPLE = 200
+"""Images of a set that are looked at: enough for the percentiles to settle, and seconds to decode."""
+READINGS_AN_IMAGE = 4096
+FARTHEST_MILLIMETRES = 20_000
+MILLIMETRES_SHOWN = 10_000
+FARTHEST_METRES = 100
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Of a sample. bits: 8, 16, or 32 for floats. channels: 1 or 3, the more frequent. mixed: in words, if the images
+    differ in either. largest, p1, p99: of the raw readings. side, aspect: medians of the shorter side and of width /
+    height."""
+
+    bits: int
+    channels: int
+    mixed: str
+    largest: float
+    p1: float
+    p99: float
+    side: float
+    aspect: float
+
+
+@dataclass(frozen=True)
+class Range:
+    """stored = raw * gain, as 8- or 16-bit integers; [0, 1] = (stored - low) / (high - low), clamped. gain differs from
+    1 for files of floats alone."""
+
+    bits: int
+    gain: float
+    low: float
+    high: float
+    words: str
+
+
+def survey(paths: Sequence[Path], no_reading: int | None) -> Survey | None:
+    """A look at up to SAMPLE of the images, evenly spaced. None if not one of them can be read."""
+    picked = np.unique(np.linspace(0, len(paths) - 1, min(SAMPLE, len(paths))).astype(int))
+    kinds: list[tuple[int, int]] = []
+    shapes: list[tuple[int, int]] = []
+    readings: list[np.ndarray] = []
+    largest = 0.0
+    for path in (paths[i] for i in picked):
+        try:
+            array = decode(path)
+        except UnreadableError:
+            continue
+        kinds.append((array.dtype.itemsize * 8, array.shape[2]))
+        shapes.append(array.shape[:2])
+        found = array[measured(array, no_reading)].ravel()
+        if found.size:
+            largest = max(largest, float(found.max()))
+            readings.append(found[:: max(1, found.size // READINGS_AN_IMAGE)].copy())  # a view would keep the image
+    if not kinds:
+        return None
+    bits = max(b for b, _ in kinds)
+    channels = 3 if 2 * sum(c == 3 for _, c in kinds) > len(kinds) else 1
+    differ = [
+        f"{name} {' and '.join(str(v) for v in sorted(values))}"
+        for name, values in (("bits", {b for b, _ in kinds}), ("channels", {c for _, c in kinds}))
+        if len(values) > 1
+    ]
+    p1, p99 = np.percentile(np.concatenate(readings), [1, 99]) if readings else (0.0, 0.0)
+    side = float(np.median([min(shape) for shape in shapes]))
+    aspect = float(np.median([w / h for h, w in shapes]))
+    return Survey(bits, channels, "; ".join(differ), largest, float(p1), float(p99), side, aspect)
+
+
+def measured(array: np.ndarray, no_reading: int | None) -> np.ndarray:
+    """bool [H, W]: where array [H, W, C] holds a reading, that is a finite value other than no_reading in any channel."""
+    valid = np.ones(array.shape[:2], dtype=bool) if array.dtype != np.float32 else np.isfinite(array).all(axis=2)
+    return valid if no_reading is None else valid & (array != no_reading).any(axis=2)
+
+
+def no_reading_value(scaling: Scaling, modality: Modality) -> int | None:
+    """The raw value that means "nothing was measured", or None."""
+    return scaling.no_reading if scaling.no_reading is not None else 0 if modality == "depth" else None
+
+
+def resolve(scaling: Scaling, modality: Modality, seen: Survey) -> Range:
+    """app.spec.Scaling on the images that were seen, with what it leaves open decided.
+
+    Files of floats are stored as 16 bit: depth up to 100 is metres and becomes millimetres, anything up to 1 is
+    spread over 65535, and the rest is spread so that the largest value, or `high`, becomes 65535.
+    """
+    full = 255.0 if seen.bits == 8 else 65535.0
+    gain, kind, unit = 1.0, scaling.kind, f"{seen.bits}-bit"
+    if seen.bits == 32:
+        gain, unit = _gain(scaling, modality, seen), "float"
+        if kind == "auto" and modality == "depth" and gain not in (1, 1000):
+            kind = "full_range"
+    if kind == "auto" and seen.bits == 8:
+        kind = "full_range"
+    elif kind == "auto" and modality == "infrared":
+        kind = "percentiles"
+    elif kind == "auto":
+        kind = "millimetres" if seen.largest * gain <= FARTHEST_MILLIMETRES else "full_range"
+    bits = 8 if seen.bits == 8 else 16
+    if kind == "percentiles":
+        low, high = seen.p1 * gain, max(seen.p99 * gain, seen.p1 * gain + 1)
+        return Range(bits, gain, low, high, f"{unit}, the 1st to the 99th percentile, {low:g} to {high:g}, becomes 0 to 1")
+    if kind == "millimetres":
+        low, high = scaling.low or 0.0, scaling.high or float(MILLIMETRES_SHOWN)
+        high = high if high > low else low + MILLIMETRES_SHOWN
+        return Range(bits, gain, low, high, f"{unit} millimetres, {low:g} to {high:g} becomes 0 to 1")
+    if kind == "range":
+        low, high = float(scaling.low or 0.0), float(scaling.high or full)
+        return Range(bits, gain, low * gain, high * gain, f"{unit}, {low:g} to {high:g} becomes 0 to 1")
+    return Range(bits, gain, 0.0, full, f"{unit}, 0 to {full / gain:g} becomes 0 to 1")
+
+
+def _gain(scaling: Scaling, modality: Modality, seen: Survey) -> float:
+    if scaling.kind == "range":
+        return 65535 / float(scaling.high or 1.0)
+    if scaling.kind == "millimetres":
+        return 1.0 if seen.largest > FARTHEST_METRES else 1000.0
+    if seen.largest <= 1:
+        return 65535.0
+    if modality == "depth" and scaling.kind == "auto":
+        if seen.largest <= FARTHEST_METRES:
+            return 1000.0
+        if seen.largest <= FARTHEST_MILLIMETRES:
+            return 1.0
+    return 65535 / seen.largest

@@ -1,0 +1,270 @@
+"""A classifier of torchvision or timm as the paper has it: logits = h(f(x)), f the extractor, h the last linear layer.
+
+The last linear layer is found by running the network once, not configured, and the split is checked: h(f(x)) must equal
+what the whole network says. Nothing here goes to the network (`pretrained` is never set).
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from app.errors import Problem, few
+from app.spec import InputSpec, SourceModelFile
+from worker.adaptation.state_dict_file import read
+
+ARCHITECTURE = "/source_model/architecture"
+AUXILIARY = {"torchvision/googlenet": ("aux1.", "aux2."), "torchvision/inception_v3": ("AuxLogits.",)}
+NAMES_IN_CONTEXT = 50
+
+
+class Classifier(nn.Module):
+    """One network split as f and h.
+
+    f: images, normalised, to features [N, D]. h: nn.Linear, features to logits [N, K]. head: the dotted name that h has
+    in the architecture. architecture: `torchvision/...` or `timm/...`. Carries its own normalisation (`mean`, `std`),
+    which is no part of its state_dict.
+    """
+
+    def __init__(self, f: nn.Module, h: nn.Linear, head: str, architecture: str, input: InputSpec) -> None:
+        super().__init__()
+        self.f, self.h, self.head, self.architecture = f, h, head, architecture
+        self.register_buffer("mean", torch.tensor(input.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(input.std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x: RGB in [0, 1], [N, 3, H, W]. Returns features [N, D] and logits [N, K]."""
+        features = self.f((x - self.mean) / self.std)
+        return features, self.h(features)
+
+
+def build(architecture: str, classes: int, input: InputSpec) -> Classifier:
+    """The architecture with `classes` outputs and fresh weights, in training mode. Raises Problem unknown_architecture
+    (with the nearest names), unsupported_architecture (no last linear layer makes the logits) or input_too_small."""
+    network = _network(architecture, classes, input)
+    return _split(network, _find_head(network, architecture, classes, input), architecture, input)
+
+
+def load(source_model: SourceModelFile, path: Path) -> Classifier:
+    """The source model in `path`, fp32, in eval mode. Raises Problem as `build` and `state_dict_file.read` do, and
+    source_model_mismatch (context: missing, unexpected, ill_shaped) or source_model_not_finite (context: names)."""
+    tensors = read(path)
+    architecture, classes = source_model.architecture, len(source_model.classes)
+    # Fresh weights are drawn only to be overwritten: the caller's generator should not notice.
+    with torch.random.fork_rng(devices=[]):
+        network = _network(architecture, classes, source_model.input)
+        head = _find_head(network, architecture, classes, source_model.input)
+    auxiliary = AUXILIARY.get(architecture)
+    if auxiliary is not None:
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(auxiliary)}
+    _fill(network, head, tensors)
+    return _split(network, head, architecture, source_model.input).eval()
+
+
+def weights(classifier: Classifier) -> dict[str, Tensor]:
+    """The tensors under the architecture's own names, as contiguous CPU copies that share no memory: what
+    load_state_dict(strict=True) of the library's plain model takes. Running statistics of batch norms are among them."""
+    tensors = classifier.f.state_dict()
+    tensors.update({f"{classifier.head}.{name}": value for name, value in classifier.h.state_dict().items()})
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+
+
+def batch_norms(classifier: nn.Module) -> list[nn.Module]:
+    """The BatchNorm1d/2d/3d layers and their subclasses (timm's BatchNormAct2d), in the order of the network."""
+    # The one base that is theirs and not instance norm's is torch's private one.
+    return [module for module in classifier.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+def _network(architecture: str, classes: int, input: InputSpec) -> nn.Module:
+    library, name = architecture.split("/", 1)
+    try:
+        network = _torchvision(name, classes, input) if library == "torchvision" else _timm(name, classes, input)
+    except (
+        RuntimeError,
+        ValueError,
+        AssertionError,
+        TypeError,
+        KeyError,
+        IndexError,
+        ZeroDivisionError,
+        AttributeError,
+    ) as error:
+        raise _cannot_take(architecture, classes, input, error) from error
+    return network.float()
+
+
+def _torchvision(name: str, classes: int, input: InputSpec) -> nn.Module:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise _unknown("torchvision", name, known)
+    settings: dict[str, object] = {}
+    if name.startswith("vit_"):
+        settings["image_size"] = input.size
+    if name == "maxvit_t":
+        settings["input_size"] = (input.size, input.size)
+    if f"torchvision/{name}" in AUXILIARY:
+        settings |= {"aux_logits": False, "init_weights": True}
+    return torchvision.models.get_model(name, weights=None, num_classes=classes, **settings)
+
+
+def _timm(name: str, classes: int, input: InputSpec) -> nn.Module:
+    import timm  # takes seconds to import: only where it is asked for
+
+    base, _, tag = name.partition(".")
+    known = timm.list_models()
+    if base not in known:
+        raise _unknown("timm", base, known)
+    if tag and name not in (tagged := timm.list_models(f"{base}.*", pretrained=True)):
+        raise _unknown("timm", name, [*tagged, base])
+    settings = {"pretrained": False, "num_classes": classes}
+    try:
+        return timm.create_model(name, img_size=input.size, **settings)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+    return timm.create_model(name, **settings)
+
+
+def _unknown(library: str, name: str, known: list[str]) -> Problem:
+    near = [f"{library}/{other}" for other in difflib.get_close_matches(name, known, n=5, cutoff=0.5)]
+    hint = f"; nearest: {', '.join(near)}" if near else ""
+    return Problem("unknown_architecture", f"{library} has no classifier {name!r}{hint}", pointer=ARCHITECTURE, nearest=near)
+
+
+def _own_size(architecture: str) -> int:
+    """The input size that the architecture was made for."""
+    library, name = architecture.split("/", 1)
+    if library == "torchvision":
+        return 299 if name == "inception_v3" else 224
+    from timm.models import get_pretrained_cfg
+
+    return (get_pretrained_cfg(name) or get_pretrained_cfg("resnet18")).input_size[-1]
+
+
+def _cannot_take(architecture: str, classes: int, input: InputSpec, cause: Exception) -> Problem:
+    """Why the network could not be run at input.size: the size, or the architecture itself."""
+    own = _own_size(architecture)
+    said = f"{type(cause).__name__}: {str(cause)[:200]}"
+    if input.size < own:
+        detail = f"{architecture} cannot take {input.size} x {input.size} pixels; it was made for {own} x {own} ({said})"
+        return Problem("input_too_small", detail, pointer="/source_model/input/size")
+    detail = f"{architecture} with {classes} classes cannot be run at {input.size} x {input.size} pixels ({said})"
+    return Problem("unsupported_architecture", detail, pointer=ARCHITECTURE)
+
+
+def _find_head(network: nn.Module, architecture: str, classes: int, input: InputSpec) -> str:
+    """The dotted name of the linear layer whose output is the network's output, found by running it on noise."""
+    linear = {module: name for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+    heads = [module for module in linear if module.out_features == classes]
+    fresh = [(h.weight, h.weight.detach().clone()) for h in heads]
+    training = network.training
+    last: dict[nn.Module, Tensor] = {}
+    handles = [h.register_forward_hook(lambda module, _, output: last.__setitem__(module, output)) for h in heads]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, input.size, input.size, generator=generator)
+    network.eval()
+    try:
+        with torch.no_grad():
+            # Some heads start at zero, where every split would look right.
+            for weight, value in fresh:
+                weight.copy_(torch.randn(value.shape, generator=generator) * 0.05)
+            try:
+                output = network(x)
+            except (RuntimeError, ValueError, AssertionError, TypeError, IndexError, ZeroDivisionError) as error:
+                raise _cannot_take(architecture, classes, input, error) from error
+            found = [h for h, made in last.items() if isinstance(output, Tensor) and _same(made, output)]
+            if not found or output.shape != (2, classes):
+                detail = f"{architecture} does not end in one linear layer with {classes} outputs"
+                raise Problem("unsupported_architecture", detail, pointer=ARCHITECTURE)
+            h = found[-1]
+            name = linear[h]
+            network.set_submodule(name, nn.Identity())
+            try:
+                features = network(x)
+                whole = isinstance(features, Tensor) and features.ndim == 2 and _same(h(features), output)
+            finally:
+                network.set_submodule(name, h)
+            if not whole:
+                detail = f"{architecture} does more with its features than its last linear layer {name!r} says"
+                raise Problem("unsupported_architecture", detail, pointer=ARCHITECTURE)
+    finally:
+        for handle in handles:
+            handle.remove()
+        with torch.no_grad():
+            for weight, value in fresh:
+                weight.copy_(value)
+        network.train(training)
+    return name
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def _split(network: nn.Module, head: str, architecture: str, input: InputSpec) -> Classifier:
+    h = network.get_submodule(head)
+    network.set_submodule(head, nn.Identity())
+    return Classifier(network, h, head, architecture, input)
+
+
+def _fill(network: nn.Module, head: str, tensors: dict[str, Tensor]) -> None:
+    """Copy the tensors into the network, checked: names and shapes first, so that the values read are bounded by the
+    architecture whatever the file claims; then that they are finite."""
+    own = network.state_dict()
+    ill_shaped = [
+        {"name": name, "expected": list(own[name].shape), "found": list(value.shape)}
+        for name, value in tensors.items()
+        if name in own and own[name].shape != value.shape
+    ]
+    wrong = {entry["name"] for entry in ill_shaped}
+    state = OrderedDict((name, value) for name, value in tensors.items() if name not in wrong)
+    if tensors.keys() == own.keys():
+        # Names as of today, so today's version: without one, some modules look for names of earlier releases.
+        state._metadata = own._metadata
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            missing, unexpected = network.load_state_dict(state, strict=False)
+    except (AssertionError, RuntimeError):  # a module that insists on a version, which foreign names do not have
+        missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    derived = {name for name, _ in network.named_buffers()} - own.keys()  # once saved, now computed
+    missing = [name for name in missing if name not in wrong and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in unexpected if name not in derived]
+    if missing or unexpected or ill_shaped:
+        raise _mismatch(head, missing, unexpected, ill_shaped)
+    infinite = [name for name, value in network.state_dict().items() if value.is_floating_point() and not value.isfinite().all()]
+    if infinite:
+        detail = f"NaN or infinite values in {len(infinite)} tensors: {few(infinite)}"
+        raise Problem("source_model_not_finite", detail, pointer="/source_model", names=infinite[:NAMES_IN_CONTEXT])
+
+
+def _mismatch(head: str, missing: list[str], unexpected: list[str], ill_shaped: list[dict]) -> Problem:
+    said = []
+    if ill_shaped:
+        shown = [f"{entry['name'][:200]} is {entry['found']}, not {entry['expected']}" for entry in ill_shaped]
+        said.append(f"ill-shaped: {few(shown, 3)}")
+    if missing:
+        said.append(f"missing: {few(missing)}")
+    if unexpected:
+        said.append(f"unexpected: {few([name[:200] for name in unexpected])}")
+    pointer = ARCHITECTURE
+    at_head = [entry for entry in ill_shaped if entry["name"] in (f"{head}.weight", f"{head}.bias")]
+    rest_fits = all(entry["found"][1:] == entry["expected"][1:] for entry in at_head)
+    if at_head and len(at_head) == len(ill_shaped) and rest_fits and not missing and not unexpected:
+        pointer = "/source_model/classes"
+        found, expected = (at_head[0][key][0] if at_head[0][key] else 0 for key in ("found", "expected"))
+        said.insert(0, f"the model has {found} outputs, and {expected} classes are named")
+    return Problem(
+        "source_model_mismatch",
+        "; ".join(said),
+        pointer=pointer,
+        missing=missing[:NAMES_IN_CONTEXT],
+        unexpected=[name[:200] for name in unexpected[:NAMES_IN_CONTEXT]],
+        ill_shaped=[entry | {"name": entry["name"][:200]} for entry in ill_shaped[:NAMES_IN_CONTEXT]],
+    )
