@@ -22,53 +22,149 @@ CODES: dict[str, Code] = {
     "invalid_request": Code(422, "The request is not valid", "Correct the field that `pointer` names; /docs shows every field."),
     "unknown_field": Code(422, "A field is not known", "Remove it, or spell it as the nearest known field that `detail` names."),
     "malformed_json": Code(400, "The body is not JSON", "Send one JSON object, encoded as UTF-8."),
-    "malformed_multipart": Code(400, "The multipart body cannot be read", "Send multipart/form-data as RFC 7578 has it, with the parts that the endpoint names."),
-    "unsupported_media_type": Code(415, "This content type is not accepted here", "Send application/json or multipart/form-data."),
-    "payload_too_large": Code(413, "The upload is larger than this service takes", "Send a smaller file, or ask the operator to raise the limit that `detail` names."),
-    "missing_file": Code(422, "The file part is missing", "Add the part that `detail` names, or refer to a stored source model by its id."),
+    "malformed_multipart": Code(
+        400,
+        "The multipart body cannot be read",
+        "Send multipart/form-data as RFC 7578 has it, with the parts that the endpoint names.",
+    ),
+    "unsupported_media_type": Code(
+        415, "This content type is not accepted here", "Send application/json or multipart/form-data."
+    ),
+    "payload_too_large": Code(
+        413,
+        "The upload is larger than this service takes",
+        "Send a smaller file, or ask the operator to raise the limit that `detail` names.",
+    ),
+    "missing_file": Code(
+        422, "The file part is missing", "Add the part that `detail` names, or refer to a stored source model by its id."
+    ),
     "empty_file": Code(422, "The file is empty", "Check the file that was sent: it has 0 bytes."),
-    "invalid_cursor": Code(422, "The cursor is not one of ours", "Pass `next` of the previous page unchanged, or leave `after` out."),
+    "invalid_cursor": Code(
+        422, "The cursor is not one of ours", "Pass `next` of the previous page unchanged, or leave `after` out."
+    ),
     "not_found": Code(404, "Nothing is here under this name", "Check the address and the id."),
     "method_not_allowed": Code(405, "The address does not take this method", "See /docs for what it takes."),
-    "range_not_satisfiable": Code(416, "The range lies outside the file", "Ask for a range below the size that Content-Range names."),
-    "idempotency_conflict": Code(409, "The Idempotency-Key was used for another request", "Use a new key for a new request, or send the very same body again."),
+    "range_not_satisfiable": Code(
+        416, "The range lies outside the file", "Ask for a range below the size that Content-Range names."
+    ),
+    "idempotency_conflict": Code(
+        409,
+        "The Idempotency-Key was used for another request",
+        "Use a new key for a new request, or send the very same body again.",
+    ),
     "job_active": Code(409, "The job is still active", "Cancel it first, and wait until it is in a final state."),
     "job_finished": Code(409, "The job is in a final state", "Nothing is left to cancel; read the job for its outcome."),
-    "job_not_succeeded": Code(409, "The job has not published a model", "Wait until its status is `succeeded`; if it failed, its `error` says why."),
-    "source_model_in_use": Code(409, "A job still needs this source model", "Delete the jobs that `detail` names, or let them end and delete them, first."),
-    "storage_full": Code(507, "The storage is full", "Nothing was kept of this request. Ask the operator to free space, then send it again."),
+    "job_not_succeeded": Code(
+        409, "The job has not published a model", "Wait until its status is `succeeded`; if it failed, its `error` says why."
+    ),
+    "source_model_in_use": Code(
+        409, "A job still needs this source model", "Delete the jobs that `detail` names, or let them end and delete them, first."
+    ),
+    "storage_full": Code(
+        507, "The storage is full", "Nothing was kept of this request. Ask the operator to free space, then send it again."
+    ),
     "not_ready": Code(503, "The service is not ready", "See `checks` for the part that is not; try again later."),
-    "database_unavailable": Code(503, "The database does not answer", "Try again in a moment; nothing was kept of this request unless it was answered with a 2xx."),
-    "internal": Code(500, "Something failed that should not have", "Report it with the `request_id`; the operator's log has the cause under it."),
+    "database_unavailable": Code(
+        503,
+        "The database does not answer",
+        "Try again in a moment; nothing was kept of this request unless it was answered with a 2xx.",
+    ),
+    "internal": Code(
+        500,
+        "Something failed that should not have",
+        "Report it with the `request_id`; the operator's log has the cause under it.",
+    ),
     # references to data
-    "reference_scheme": Code(422, "This kind of reference is not accepted", "Use a file:// URI below one of the folders that the operator has opened."),
-    "reference_outside_roots": Code(422, "The reference lies outside the folders that may be read", "Put the data below an opened folder, without `..` or links that lead out of it."),
+    "reference_scheme": Code(
+        422, "This kind of reference is not accepted", "Use a file:// URI below one of the folders that the operator has opened."
+    ),
+    "reference_outside_roots": Code(
+        422,
+        "The reference lies outside the folders that may be read",
+        "Put the data below an opened folder, without `..` or links that lead out of it.",
+    ),
     "reference_missing": Code(422, "Nothing is there under this reference", "Check the path as the service's machine sees it."),
-    "reference_unreadable": Code(422, "The reference cannot be read", "Let the service's user read the files and enter the folders."),
-    "layout_mismatch": Code(422, "The data are not laid out as the reference says", "Compare `layout` with what `detail` found there."),
+    "reference_unreadable": Code(
+        422, "The reference cannot be read", "Let the service's user read the files and enter the folders."
+    ),
+    "layout_mismatch": Code(
+        422, "The data are not laid out as the reference says", "Compare `layout` with what `detail` found there."
+    ),
     "no_images": Code(422, "No images are there", "Put PNG, JPEG or TIFF images there, or correct the path."),
     "too_few_images": Code(422, "Too few images to adapt to", "Add images: `detail` says how many are needed."),
-    "pairs_unmatched": Code(422, "The images of the two sensors do not match up", "Give both images of a pair the same relative name; `detail` names the first that have no partner."),
-    "unknown_class": Code(422, "The evaluation set has a class that the model does not know", "Name the class folders as in `source_model.classes`."),
-    "too_many_broken_images": Code(422, "Too many images cannot be read", "Repair or remove the images that `detail` names, or raise data.broken_image_share."),
+    "pairs_unmatched": Code(
+        422,
+        "The images of the two sensors do not match up",
+        "Give both images of a pair the same relative name; `detail` names the first that have no partner.",
+    ),
+    "unknown_class": Code(
+        422, "The evaluation set has a class that the model does not know", "Name the class folders as in `source_model.classes`."
+    ),
+    "too_many_broken_images": Code(
+        422,
+        "Too many images cannot be read",
+        "Repair or remove the images that `detail` names, or raise data.broken_image_share.",
+    ),
     # source models
-    "source_model_format": Code(422, "The file is neither safetensors nor a torch state_dict", "Save it with safetensors.torch.save_file(model.state_dict(), path)."),
-    "source_model_truncated": Code(422, "The file of the source model is cut off or damaged", "Upload it again; compare its sha256 with yours."),
-    "unsafe_pickle": Code(422, "The file holds more than tensors", "It was not loaded. Save the state_dict alone, best as safetensors: save_file(model.state_dict(), path)."),
-    "archive_bomb": Code(422, "The file would unpack to far more than it holds", "Save the state_dict with torch.save or safetensors, uncompressed."),
-    "unknown_architecture": Code(422, "No such architecture", "Use a classifier's name as torchvision.models.list_models() or timm.list_models() has it."),
-    "unsupported_architecture": Code(422, "This architecture cannot be adapted", "Use a classifier whose logits come from one last linear layer."),
-    "source_model_mismatch": Code(422, "The weights do not fit the architecture", "Compare the architecture and the number of classes with what the tensors that `detail` names say."),
-    "source_model_not_finite": Code(422, "The weights hold NaN or infinite values", "Upload a checkpoint from before the training diverged."),
-    "input_too_small": Code(422, "The architecture cannot take so small an input", "Raise source_model.input.size to what the model was trained at."),
+    "source_model_format": Code(
+        422,
+        "The file is neither safetensors nor a torch state_dict",
+        "Save it with safetensors.torch.save_file(model.state_dict(), path).",
+    ),
+    "source_model_truncated": Code(
+        422, "The file of the source model is cut off or damaged", "Upload it again; compare its sha256 with yours."
+    ),
+    "unsafe_pickle": Code(
+        422,
+        "The file holds more than tensors",
+        "It was not loaded. Save the state_dict alone, best as safetensors: save_file(model.state_dict(), path).",
+    ),
+    "archive_bomb": Code(
+        422,
+        "The file would unpack to far more than it holds",
+        "Save the state_dict with torch.save or safetensors, uncompressed.",
+    ),
+    "unknown_architecture": Code(
+        422, "No such architecture", "Use a classifier's name as torchvision.models.list_models() or timm.list_models() has it."
+    ),
+    "unsupported_architecture": Code(
+        422, "This architecture cannot be adapted", "Use a classifier whose logits come from one last linear layer."
+    ),
+    "source_model_mismatch": Code(
+        422,
+        "The weights do not fit the architecture",
+        "Compare the architecture and the number of classes with what the tensors that `detail` names say.",
+    ),
+    "source_model_not_finite": Code(
+        422, "The weights hold NaN or infinite values", "Upload a checkpoint from before the training diverged."
+    ),
+    "input_too_small": Code(
+        422, "The architecture cannot take so small an input", "Raise source_model.input.size to what the model was trained at."
+    ),
     # while a job runs
-    "training_diverged": Code(422, "The training diverged", "Lower the stage's learning rate or the weight of the loss that `detail` names."),
+    "training_diverged": Code(
+        422, "The training diverged", "Lower the stage's learning rate or the weight of the loss that `detail` names."
+    ),
     "device_unavailable": Code(422, "The device asked for is not there", "Use device 'auto', or a worker with the device."),
-    "out_of_memory": Code(422, "The job ran out of memory", "Lower the stage's batch_size or the input size, or use a worker with more memory."),
-    "disk_full": Code(507, "The worker's disk is full", "Ask the operator to free space; the job's data need about what the cache event says."),
-    "time_limit": Code(422, "The job ran longer than the operator allows", "Lower settings.transfer.epochs or settings.bridging.steps."),
-    "child_died": Code(500, "The job's process died without a result", "See the job's last log events; if it recurs, report it with the job's id."),
-    "attempts_exhausted": Code(500, "The job lost its worker too many times", "See its events for how each attempt ended; a job that exhausts a worker's memory ends this way."),
+    "out_of_memory": Code(
+        422, "The job ran out of memory", "Lower the stage's batch_size or the input size, or use a worker with more memory."
+    ),
+    "disk_full": Code(
+        507, "The worker's disk is full", "Ask the operator to free space; the job's data need about what the cache event says."
+    ),
+    "time_limit": Code(
+        422, "The job ran longer than the operator allows", "Lower settings.transfer.epochs or settings.bridging.steps."
+    ),
+    "child_died": Code(
+        500,
+        "The job's process died without a result",
+        "See the job's last log events; if it recurs, report it with the job's id.",
+    ),
+    "attempts_exhausted": Code(
+        500,
+        "The job lost its worker too many times",
+        "See its events for how each attempt ended; a job that exhausts a worker's memory ends this way.",
+    ),
 }
 
 

@@ -117,7 +117,9 @@ def _below(base: Path, name: str, roots: Sequence[Path] | None, line: int, point
     if roots is not None and (PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts):
         raise Problem("reference_outside_roots", f"line {line}: {name!r} must be relative, without '..'", pointer=pointer)
     if roots is not None and not within(path.resolve(), roots):
-        raise Problem("reference_outside_roots", f"line {line}: {name!r} leads out of the folders that may be read", pointer=pointer)
+        raise Problem(
+            "reference_outside_roots", f"line {line}: {name!r} leads out of the folders that may be read", pointer=pointer
+        )
     if not path.is_file():
         raise Problem("reference_missing", f"line {line}: {name!r} does not exist", pointer=pointer)
     return path
@@ -176,7 +178,12 @@ def labelled(
     if bare := [entry.name for entry in found if entry.label is None]:
         raise Problem("layout_mismatch", f"images without a class: {few(bare)}", pointer=pointer)
     if unknown := sorted({entry.label for entry in found if entry.label} - set(classes)):
-        raise Problem("unknown_class", f"not among the model's {len(classes)} classes: {few(unknown)}", pointer=pointer, classes=unknown[:20])
+        raise Problem(
+            "unknown_class",
+            f"not among the model's {len(classes)} classes: {few(unknown)}",
+            pointer=pointer,
+            classes=unknown[:20],
+        )
     return found
 
 
@@ -201,7 +208,9 @@ def pairs(
             for name, file in _walk(folder, roots, pointer):
                 stem = os.path.splitext(name)[0]
                 if stem in by_stem:
-                    raise Problem("pairs_unmatched", f"{side}/{name} and {side}/{by_stem[stem].name} share one name", pointer=pointer)
+                    raise Problem(
+                        "pairs_unmatched", f"{side}/{name} and {side}/{by_stem[stem].name} share one name", pointer=pointer
+                    )
                 by_stem[stem] = Entry(name, file)
             sides.append(by_stem)
         source, target = sides
@@ -223,7 +232,9 @@ def _manifest(reference: PairsReference, roots: Sequence[Path] | None, pointer: 
     try:
         rows = csv.DictReader(text.splitlines(), strict=True)
         if missing := [side for side in (reference.source, reference.target) if side not in (rows.fieldnames or [])]:
-            raise Problem("layout_mismatch", f"the CSV has no column {', '.join(missing)}; it has {rows.fieldnames}", pointer=pointer)
+            raise Problem(
+                "layout_mismatch", f"the CSV has no column {', '.join(missing)}; it has {rows.fieldnames}", pointer=pointer
+            )
         for row in rows:
             names = [(row[side] or "").strip() for side in (reference.source, reference.target)]
             if not all(names):
@@ -238,11 +249,17 @@ def check(data: DataSpec, classes: Sequence[str], roots: Sequence[Path] | None) 
     """All that can be said of a job's data without decoding an image: counts by set. Raises Problem."""
     counts = {"target": len(images(data.target, roots))}
     if counts["target"] < MIN_TARGET_IMAGES:
-        raise Problem("too_few_images", f"{counts['target']} target images; at least {MIN_TARGET_IMAGES} are needed", pointer="/data/target/uri")
+        raise Problem(
+            "too_few_images",
+            f"{counts['target']} target images; at least {MIN_TARGET_IMAGES} are needed",
+            pointer="/data/target/uri",
+        )
     if data.pairs is not None:
         counts["pairs"] = len(pairs(data.pairs, roots))
         if counts["pairs"] < MIN_PAIRS:
-            raise Problem("too_few_images", f"{counts['pairs']} pairs; at least {MIN_PAIRS} are needed", pointer="/data/pairs/uri")
+            raise Problem(
+                "too_few_images", f"{counts['pairs']} pairs; at least {MIN_PAIRS} are needed", pointer="/data/pairs/uri"
+            )
     if data.evaluation is not None:
         counts["evaluation"] = len(labelled(data.evaluation, classes, roots))
     return counts

@@ -12,7 +12,14 @@ from app.jobs.table import Job, JobEvent
 
 
 def append(
-    session: Session, job: Job, kind: str, message: str, data: dict[str, Any] | None = None, *, attempt: int | None = None, now: datetime
+    session: Session,
+    job: Job,
+    kind: str,
+    message: str,
+    data: dict[str, Any] | None = None,
+    *,
+    attempt: int | None = None,
+    now: datetime,
 ) -> int:
     """The new event's seq. The update locks the job's row, so seq order is commit order."""
     seq = session.scalar(

@@ -14,8 +14,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from app.errors import Problem
 from app.artifacts.table import Artifact
+from app.errors import Problem
 from app.jobs import events
 from app.jobs.states import FOLLOWS, LEASED, TERMINAL, Status
 from app.jobs.table import Job, JobMetric
@@ -31,7 +31,9 @@ class Claim:
     worker_id: str
 
 
-def _change(session: Session, job_id: str, before: Status | frozenset[Status], *where: Any, now: datetime, **values: Any) -> Job | None:
+def _change(
+    session: Session, job_id: str, before: Status | frozenset[Status], *where: Any, now: datetime, **values: Any
+) -> Job | None:
     """Compare-and-set: the job as it is afterwards, or None if it was not in `before` or failed a condition."""
     expected = [before] if isinstance(before, Status) else sorted(before)
     if (after := values.get("status")) is not None and any(after not in FOLLOWS[status] for status in expected):
@@ -59,7 +61,11 @@ def _held(claim: Claim) -> tuple[Any, Any]:
 def claim_next(session: Session, worker_id: str, *, lease: timedelta, now: datetime) -> Claim | None:
     """The job that has been queued longest becomes this worker's. None: nothing is queued."""
     oldest = (
-        sa.select(Job.id).where(Job.status == Status.QUEUED).order_by(Job.queued_at, Job.id).limit(1).with_for_update(skip_locked=True)
+        sa.select(Job.id)
+        .where(Job.status == Status.QUEUED)
+        .order_by(Job.queued_at, Job.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
     )
     if (job_id := session.scalar(oldest)) is None:
         return None
@@ -77,7 +83,9 @@ def claim_next(session: Session, worker_id: str, *, lease: timedelta, now: datet
     )
     if job is None:
         return None
-    events.append(session, job, "state", f"attempt {job.attempt} is running", {"status": job.status, "worker": worker_id}, now=now)
+    events.append(
+        session, job, "state", f"attempt {job.attempt} is running", {"status": job.status, "worker": worker_id}, now=now
+    )
     return Claim(job.id, job.tenant_id, job.attempt, worker_id)
 
 
@@ -94,7 +102,9 @@ def renew(session: Session, claim: Claim, *, lease: timedelta, now: datetime) ->
     return Status(status) if status else None
 
 
-def record(session: Session, claim: Claim, *, now: datetime, phase: str | None = None, progress: dict[str, Any] | None = None) -> Job | None:
+def record(
+    session: Session, claim: Claim, *, now: datetime, phase: str | None = None, progress: dict[str, Any] | None = None
+) -> Job | None:
     """Progress of a running attempt."""
     values = ({"phase": phase} if phase else {}) | ({"progress": progress} if progress is not None else {})
     return _change(session, claim.job_id, LEASED, *_held(claim), now=now, **values)
@@ -113,7 +123,9 @@ def record_metrics(session: Session, claim: Claim, points: dict[tuple[str, int],
     session.execute(upsert, rows)
 
 
-def succeed(session: Session, claim: Claim, *, result: dict[str, Any], artifacts: list[dict[str, Any]], now: datetime) -> Job | None:
+def succeed(
+    session: Session, claim: Claim, *, result: dict[str, Any], artifacts: list[dict[str, Any]], now: datetime
+) -> Job | None:
     """Publication: the state, the result and every artifact row at once, under an unexpired lease, or nothing."""
     job = _change(
         session,
@@ -156,13 +168,17 @@ def hand_back(session: Session, claim: Claim, *, now: datetime) -> Job | None:
     job = _change(session, claim.job_id, Status.RUNNING, *_held(claim), now=now, status=Status.QUEUED, queued_at=Job.queued_at)
     if job is None:
         return finish_cancel(session, claim, now=now)
-    events.append(session, job, "state", f"attempt {claim.attempt} handed back: its worker stops", {"status": job.status}, now=now)
+    events.append(
+        session, job, "state", f"attempt {claim.attempt} handed back: its worker stops", {"status": job.status}, now=now
+    )
     return job
 
 
 def lose(session: Session, claim: Claim, reason: str, *, most: int, now: datetime) -> Job | None:
     """The attempt vanished without a word. Queued again, or failed once `most` attempts were lost this way."""
-    return _lost(session, claim.job_id, *_held(claim), reason=reason, most=most, now=now) or finish_cancel(session, claim, now=now)
+    return _lost(session, claim.job_id, *_held(claim), reason=reason, most=most, now=now) or finish_cancel(
+        session, claim, now=now
+    )
 
 
 def _lost(session: Session, job_id: str, *where: Any, reason: str, most: int, now: datetime) -> Job | None:
@@ -206,7 +222,9 @@ def expire_leases(session: Session, *, most: int, now: datetime) -> list[Job]:
         if status == Status.CANCELLING:
             job = _change(session, job_id, Status.CANCELLING, *still, now=now, status=Status.CANCELLED)
             if job is not None:
-                events.append(session, job, "state", f"cancelled: worker {worker_id} fell silent", {"status": job.status}, now=now)
+                events.append(
+                    session, job, "state", f"cancelled: worker {worker_id} fell silent", {"status": job.status}, now=now
+                )
         else:
             job = _lost(session, job_id, *still, reason=f"worker {worker_id} fell silent", most=most, now=now)
         if job is not None:

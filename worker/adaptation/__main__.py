@@ -70,8 +70,9 @@ def _read(path: Path) -> AdaptationSpec:
     except ValidationError as error:
         first, count = error.errors()[0], error.error_count()
         code = "unknown_field" if first["type"] == "extra_forbidden" else "invalid_request"
+        pointer = first.get("ctx", {}).get("pointer") or "".join(f"/{part}" for part in first["loc"])
         more = f" (and {count - 1} more)" if count > 1 else ""
-        raise Problem(code, f"{first['msg']}{more}", pointer="".join(f"/{part}" for part in first["loc"])) from error
+        raise Problem(code, f"{first['msg']}{more}", pointer=pointer) from error
 
 
 def _lock(folder: Path) -> IO[bytes]:

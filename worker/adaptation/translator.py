@@ -39,8 +39,8 @@ def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Con
 
 class ResidualTranslator(nn.Module):
     """Encoder-decoder over three scales with a skip from the replicated input: [N, C, H, W] in [0, 1] -> [N, 3, H, W] in
-    [0, 1], any H and W. Its last convolution starts at zero, so that an untrained T is exactly `replicate`. About 0.75 of
-    the multiplications of a ResNet-18's forward pass at `width` 24.
+    [0, 1], any H and W. Its last convolution starts at zero, so that an untrained T is exactly `replicate`. At `width` 16 it
+    takes about half the time of a ResNet-18 at the same size, forward and backward.
 
     No batch norm: a translation does not depend on the images beside it, so TI and TR images share one pass.
     """
@@ -48,7 +48,7 @@ class ResidualTranslator(nn.Module):
     alone = True
     """A translation depends on its own image alone, in training too."""
 
-    def __init__(self, channels: int, width: int = 24) -> None:
+    def __init__(self, channels: int, width: int = 16) -> None:
         super().__init__()
         a, b, c = width, 2 * width, 4 * width
         self.enter = _conv(channels, a)

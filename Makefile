@@ -1,0 +1,44 @@
+# Every target does its own set-up. `make help` lists them.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+HOST   ?= 127.0.0.1
+PORT   ?= 8000
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint serve worker migrate lock clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## Start everything, adapt a classifier from RGB to depth over HTTP, and show what it gained
+	@$(BIN)/python -m demo
+
+test: $(READY)  ## Lint, check the architecture, run the whole suite
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/pytest
+
+serve: migrate  ## Run the front end (HOST, PORT; MODALBRIDGE_DATA_ROOTS=/folder:/another)
+	$(BIN)/uvicorn --factory app.main:create_app --host $(HOST) --port $(PORT)
+
+worker: migrate  ## Run one worker
+	$(BIN)/celery --app worker.celery_app worker --pool solo --concurrency 1 --queues jobs \
+	  --without-gossip --without-mingle --without-heartbeat --loglevel INFO
+
+migrate: $(READY)  ## Bring the database to the schema of this code
+	@$(BIN)/alembic upgrade head
+
+lock: $(READY)  ## Write the versions at hand into constraints.txt
+	@{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | grep -viE '^(pip|setuptools|wheel|modalbridge|cuda|nvidia|triton)'; } > constraints.new
+	@mv constraints.new constraints.txt
+
+clean:  ## Remove the environment and what the service and the demo have stored here
+	rm -rf $(VENV) var

@@ -1,0 +1,94 @@
+"""Downloads: list, one file, the model. `ETag` is the file's sha256; `Range` resumes."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi.responses import FileResponse
+
+from app.artifacts.table import Artifact
+from app.errors import Problem
+from app.jobs import queries, service
+from app.jobs.schemas import ArtifactView
+from app.jobs.states import Status
+from app.pagination import Page
+from app.problems import documented
+from app.tenancy import tenant_id
+
+router = APIRouter(prefix="/jobs/{job_id}", tags=["artifacts"])
+Tenant = Annotated[str, Depends(tenant_id)]
+MODEL = "model.safetensors"
+_FILE = {
+    200: {
+        "description": "The whole file.",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    },
+    206: {"description": "The range asked for."},
+    304: {"description": "You have this file: its sha256 is in If-None-Match."},
+} | documented("not_found", "job_not_succeeded", "range_not_satisfiable")
+
+
+@router.get(
+    "/artifacts", response_model=Page[ArtifactView], summary="List what a job has published", responses=documented("not_found")
+)
+def list_artifacts(request: Request, job_id: str, tenant: Tenant) -> Any:
+    """Empty until the job has succeeded: publication is all or nothing."""
+    service.read(request.app.state.db, tenant, job_id)
+    with request.app.state.db.read() as session:
+        found = queries.artifacts_of(session, tenant, job_id)
+    return Page(data=[_view(artifact) for artifact in found])
+
+
+def _view(artifact: Artifact) -> ArtifactView:
+    own = {name: getattr(artifact, name) for name in ArtifactView.model_fields if name != "url"}
+    return ArtifactView(**own, url=f"/jobs/{artifact.job_id}/artifacts/{artifact.name}")
+
+
+@router.get("/artifacts/{name}", response_class=FileResponse, summary="Download an artifact", responses=_FILE)
+def download(
+    request: Request, job_id: str, name: str, tenant: Tenant, if_none_match: Annotated[str | None, Header()] = None
+) -> Response:
+    job = service.read(request.app.state.db, tenant, job_id)
+    with request.app.state.db.read() as session:
+        artifact = queries.artifact(session, tenant, job_id, name)
+    if artifact is None and job.status != Status.SUCCEEDED:
+        raise Problem("job_not_succeeded", f"{job.id} is {job.status}")
+    if artifact is None:
+        raise Problem("not_found", f"{job.id} has no artifact {name[:100]!r}")
+    etag = f'"{artifact.sha256}"'
+    if if_none_match and etag in [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]:
+        return Response(status_code=304, headers={"ETag": etag})
+    _check_range(request.headers.get("range"), artifact.size)
+    path = request.app.state.blobs.path(artifact.blob_key)
+    return FileResponse(
+        path,
+        media_type=artifact.media_type,
+        filename=artifact.name,
+        stat_result=path.stat(),
+        content_disposition_type="inline" if artifact.media_type.startswith("text/html") else "attachment",
+        headers={
+            "ETag": etag,
+            "Cache-Control": "private, no-cache",
+            # A report is made by a job from a client's own words: it may show itself, and do nothing.
+            "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox",
+            "X-Content-Type-Options": "nosniff",
+        },
+    )
+
+
+def _check_range(header: str | None, size: int) -> None:
+    """What Starlette would refuse in plain text. Raises Problem range_not_satisfiable."""
+    if header is None:
+        return
+    wanted = header.replace(" ", "").lower().removeprefix("bytes=").split(",")
+    starts = [re.fullmatch(r"(\d{1,18})-\d{0,18}|-0*[1-9]\d{0,17}", part) for part in wanted]
+    if not all(starts) or any(start[1] and int(start[1]) >= size for start in starts if start):
+        raise Problem("range_not_satisfiable", f"{header[:100]!r} of a file of {size} bytes", size=size)
+
+
+@router.get("/model", response_class=FileResponse, summary="Download the adapted model", responses=_FILE)
+def model(request: Request, job_id: str, tenant: Tenant, if_none_match: Annotated[str | None, Header()] = None) -> Response:
+    """The adapted model's weights, safetensors. artifacts/model.json says how to load them."""
+    return download(request, job_id, MODEL, tenant, if_none_match)

@@ -1,0 +1,135 @@
+"""What a client can do with jobs. Each function is one transaction, committed when it returns."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from sqlalchemy.exc import IntegrityError
+
+from app import layouts
+from app.blobs import LocalBlobs, Staged
+from app.database import Database
+from app.errors import Problem
+from app.ids import new_id
+from app.jobs import events, lifecycle, queries
+from app.jobs.states import TERMINAL, Status
+from app.jobs.table import Job, JobLabel
+from app.settings import Settings
+from app.source_models import queries as source_model_queries
+from app.source_models import service as source_models
+from app.spec import JobRequest, SourceModelDescription, SourceModelId
+
+
+def submit(
+    db: Database,
+    blobs: LocalBlobs,
+    settings: Settings,
+    tenant_id: str,
+    request: JobRequest,
+    staged: Staged | None,
+    key: str | None,
+) -> tuple[Job, bool]:
+    """The committed job, and whether it is new: the same Idempotency-Key with the same request gives the job it gave
+    before. Everything that needs no torch is checked first. Raises Problem."""
+    digest = _digest(request, staged)
+    if key is not None and (known := _submitted_before(db, tenant_id, key, digest)):
+        return known, False
+    by_id = isinstance(request.source_model, SourceModelId)
+    if by_id and staged is not None:
+        raise Problem("invalid_request", "both an id and a file: one source model too many", pointer="/source_model/id")
+    if not by_id and staged is None:
+        raise Problem(
+            "missing_file", "no multipart part `source_model`, and the request names no stored one", pointer="/source_model"
+        )
+    if by_id:
+        with db.read() as session:
+            model = source_model_queries.by_id(session, tenant_id, request.source_model.id)
+        if model is None:
+            raise Problem("not_found", f"no source model {request.source_model.id!r}", pointer="/source_model/id")
+        description = SourceModelDescription.model_validate(model.description)
+        layouts.check(request.data, description.classes, settings.data_roots)
+    else:
+        layouts.check(request.data, request.source_model.classes, settings.data_roots)
+        model, _ = source_models.store(db, blobs, tenant_id, request.source_model, staged)
+    accepted = request.model_copy(update={"source_model": SourceModelId(id=model.id)}).model_dump(mode="json")
+    try:
+        return _insert(db, tenant_id, accepted, digest, key), True
+    except IntegrityError:
+        # Either the same key won a race, or the source model was deleted a moment ago.
+        if key is not None and (known := _submitted_before(db, tenant_id, key, digest)):
+            return known, False
+        raise Problem("not_found", f"source model {model.id!r} was deleted meanwhile", pointer="/source_model/id") from None
+
+
+def _insert(db: Database, tenant_id: str, accepted: dict[str, Any], digest: str, key: str | None) -> Job:
+    with db.write() as session:
+        now = db.now(session)
+        job = Job(
+            id=new_id("job"),
+            tenant_id=tenant_id,
+            source_model_id=accepted["source_model"]["id"],
+            name=accepted["name"],
+            method=accepted["method"],
+            request=accepted,
+            idempotency_key=key,
+            request_digest=digest,
+            status=Status.QUEUED,
+            created_at=now,
+            queued_at=now,
+            updated_at=now,
+        )
+        session.add(job)
+        session.flush()
+        session.add_all(JobLabel(job_id=job.id, tenant_id=tenant_id, key=k, value=v) for k, v in accepted["labels"].items())
+        events.append(session, job, "state", "queued", {"status": Status.QUEUED}, now=now)
+    return job
+
+
+def _digest(request: JobRequest, staged: Staged | None) -> str:
+    content = [request.model_dump(mode="json"), staged.sha256 if staged else None]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _submitted_before(db: Database, tenant_id: str, key: str, digest: str) -> Job | None:
+    with db.read() as session:
+        job = queries.by_idempotency_key(session, tenant_id, key)
+    if job is not None and job.request_digest != digest:
+        raise Problem("idempotency_conflict", f"key {key!r} already gave {job.id}, for another request", job_id=job.id)
+    return job
+
+
+def read(db: Database, tenant_id: str, job_id: str) -> Job:
+    """Raises Problem not_found, whether it never was or is another tenant's."""
+    with db.read() as session:
+        job = queries.by_id(session, tenant_id, job_id)
+    if job is None:
+        raise Problem("not_found", f"no job {job_id[:100]!r}")
+    return job
+
+
+def cancel(db: Database, tenant_id: str, job_id: str) -> Job:
+    """Cancelled at once if queued; else asked to stop, and asking again changes nothing. Raises Problem job_finished."""
+    with db.write() as session:
+        job = lifecycle.cancel(session, tenant_id, job_id, now=db.now(session))
+    if job is None:
+        job = read(db, tenant_id, job_id)
+        if job.status in TERMINAL:
+            raise Problem("job_finished", f"{job.id} is {job.status}")
+    return job
+
+
+def delete(db: Database, blobs: LocalBlobs, tenant_id: str, job_id: str) -> None:
+    """The job, its events, metrics and artifacts. Raises Problem not_found, job_active."""
+    with db.write() as session:
+        job = queries.by_id(session, tenant_id, job_id)
+        if job is None:
+            raise Problem("not_found", f"no job {job_id[:100]!r}")
+        if job.status not in TERMINAL:
+            raise Problem("job_active", f"{job.id} is {job.status}")
+        keys = [artifact.blob_key for artifact in queries.artifacts_of(session, tenant_id, job_id)]
+        session.delete(job)
+    # After the commit: a crash in between leaves blobs that housekeeping finds, never rows without their blobs.
+    for key in keys:
+        blobs.delete(key)

@@ -1,0 +1,97 @@
+"""create_app(): state, middleware, routers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
+from fastapi_offline import FastAPIOffline
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app import health, problems
+from app.artifacts import routes as artifacts
+from app.blobs import LocalBlobs
+from app.broker import make_celery
+from app.database import Database
+from app.ids import new_id
+from app.jobs import routes as jobs
+from app.schema import require_current
+from app.settings import Settings
+from app.source_models import routes as source_models
+from app.spec import JobRequest
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The front end. Refuses to start on a schema that it does not know."""
+    settings = settings or Settings()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.db = Database(settings.sqlalchemy_url)
+        require_current(app.state.db)
+        app.state.blobs.prepare()
+        yield
+        app.state.db.dispose()
+
+    app = FastAPIOffline(
+        title="ModalBridge",
+        version="0.1.0",
+        summary="POST an RGB image classifier and references to your data; get back one for the new sensor.",
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.state.settings = settings
+    app.state.blobs = LocalBlobs(settings.blob_dir)
+    app.state.celery = make_celery(settings)
+    app.add_middleware(RequestId)
+    problems.install(app)
+    for router in (jobs.router, artifacts.router, source_models.router, health.router):
+        app.include_router(router)
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> RedirectResponse:
+        return RedirectResponse("/docs")
+
+    _describe_bodies(app)
+    return app
+
+
+class RequestId:
+    """Each request has an id: in its answer, in its problem document and in the log."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        scope.setdefault("state", {})["request_id"] = request_id = new_id("req")
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        await self.app(scope, receive, send_with_id)
+
+
+def _describe_bodies(app: FastAPI) -> None:
+    """Adds the schemas of the bodies that routes read by themselves, streaming, to the OpenAPI document."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = generate()
+            known = document.setdefault("components", {}).setdefault("schemas", {})
+            for model in (JobRequest, problems.ProblemDocument):
+                schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+                for name, part in {**schema.pop("$defs", {}), model.__name__: schema}.items():
+                    known.setdefault(name, part)
+        return app.openapi_schema or {}
+
+    app.openapi = openapi  # type: ignore[method-assign]

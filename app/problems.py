@@ -1,0 +1,157 @@
+"""Where a Problem becomes an RFC 9457 document, and a validation error a Problem: the one place for both."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any, TypeVar, Union
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field, ValidationError
+from sqlalchemy.exc import InterfaceError, OperationalError
+from starlette.exceptions import HTTPException
+
+from app.errors import CODES, Problem, few
+
+MEDIA_TYPE = "application/problem+json"
+log = structlog.get_logger()
+M = TypeVar("M", bound=BaseModel)
+
+
+class ProblemDocument(BaseModel):
+    """RFC 9457, `application/problem+json`."""
+
+    type: str = Field(examples=["urn:modalbridge:problem:unknown_field"])
+    title: str
+    status: int
+    code: str = Field(description="Stable: write programs against it. docs/errors.md lists them all.")
+    detail: str = Field(description="What was found, with names and numbers.")
+    pointer: str | None = Field(None, description="JSON pointer to the field that caused it.")
+    remedy: str = Field(description="What to do.")
+    request_id: str | None = None
+
+
+def documented(*codes: str) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that can answer with these codes, an example each."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    for code in codes:
+        kind = CODES[code]
+        response = responses.setdefault(kind.status, {"description": "", "content": {MEDIA_TYPE: {"examples": {}}}})
+        response["description"] = "; ".join(filter(None, [response["description"], kind.title]))
+        response["content"][MEDIA_TYPE]["schema"] = {"$ref": "#/components/schemas/ProblemDocument"}
+        response["content"][MEDIA_TYPE]["examples"][code] = {"summary": kind.title, "value": Problem(code, "…").document()}
+    return responses
+
+
+def parse(model: type[M], raw: bytes, base: str = "") -> M:
+    """A JSON body or part as a model. Raises Problem malformed_json, unknown_field, invalid_request; with several
+    faults, `errors` lists them all and the first one speaks."""
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Problem("malformed_json", f"not UTF-8 at byte {error.start}") from error
+    if b"\\u0000" in raw or b"\0" in raw:
+        raise Problem("invalid_request", "a text holds a null character", pointer=base)
+    try:
+        return model.model_validate_json(raw)
+    except ValidationError as error:
+        raise from_validation(error.errors(include_url=False), model, base) from error
+
+
+def from_validation(errors: Sequence[Any], model: type[BaseModel] | None, base: str = "") -> Problem:
+    """pydantic's error list as one Problem."""
+    if errors[0]["type"] == "json_invalid":
+        return Problem("malformed_json", errors[0]["msg"])
+    found = [_one(error, model, base) for error in errors]
+    first = found[0]
+    rest = {"errors": [{"code": p.code, "pointer": p.pointer, "detail": p.detail} for p in found]} if len(found) > 1 else {}
+    return Problem(first.code, first.detail, pointer=first.pointer, **rest)
+
+
+def _one(error: Any, model: type[BaseModel] | None, base: str) -> Problem:
+    known, parts = _walk(model, error["loc"])
+    pointer = (error.get("ctx") or {}).get("pointer") or base + "".join(f"/{_escaped(part)}" for part in parts)
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(parts[-1]), known, n=1, cutoff=0.5)
+        hint = f"the nearest known one is {near[0]!r}" if near else f"known here: {few(sorted(known), 20)}"
+        return Problem("unknown_field", f"{str(parts[-1])[:100]!r} is not known here; {hint}", pointer=pointer)
+    message = error["msg"].removeprefix("Value error, ")
+    given = error.get("input")
+    shown = f"; given: {given!r:.100}" if isinstance(given, str | int | float | bool) else ""
+    return Problem("invalid_request", message + shown, pointer=pointer)
+
+
+def _escaped(part: object) -> str:
+    return str(part)[:200].replace("~", "~0").replace("/", "~1")
+
+
+def _walk(model: type[BaseModel] | None, location: tuple[int | str, ...]) -> tuple[list[str], list[int | str]]:
+    """The field names that the last part's place knows, and the location without pydantic's union tags."""
+    here: Any = model
+    known: list[str] = []
+    parts: list[int | str] = []
+    for part in location:
+        options = _models(here)
+        if len(options) > 1 and (tagged := [one for one in options if one.__name__ == part]):
+            here = tagged[0]  # a union's tag, not a part of the client's document
+            continue
+        known = [name for one in options for name in one.model_fields]
+        here = next((one.model_fields[str(part)].annotation for one in options if part in one.model_fields), None)
+        parts.append(part)
+    return known, parts
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _models(typing.get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return [model for option in typing.get_args(annotation) for model in _models(option)]
+    return []
+
+
+def respond(request: Request, problem: Problem, headers: dict[str, str] | None = None) -> Response:
+    document = problem.document() | {"instance": request.url.path, "request_id": getattr(request.state, "request_id", None)}
+    return JSONResponse(document, status_code=problem.kind.status, media_type=MEDIA_TYPE, headers=headers)
+
+
+def install(app: FastAPI) -> None:
+    """Makes every error of the app a problem document."""
+
+    @app.exception_handler(Problem)
+    async def _problem(request: Request, error: Problem) -> Response:
+        unsatisfiable = {"Content-Range": f"bytes */{error.context['size']}"} if error.code == "range_not_satisfiable" else None
+        return respond(request, error, unsatisfiable)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(request: Request, error: RequestValidationError) -> Response:
+        # Of query, path and header parameters; bodies are parsed by parse(). The location starts with which of them.
+        errors = [{**one, "loc": one["loc"][1:] or one["loc"]} for one in error.errors()]
+        return respond(request, from_validation(errors, None))
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> Response:
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+        detail = f"{request.method} {request.url.path}: {error.detail}"
+        return respond(request, Problem(code, detail), dict(error.headers or {}))
+
+    async def _database(request: Request, error: Exception) -> Response:
+        log.error("database error", request_id=request.state.request_id, error=repr(error))
+        if "disk is full" in str(error) or "No space left" in str(error):
+            return respond(request, Problem("storage_full", "no space is left for the database"))
+        return respond(request, Problem("database_unavailable", "the database did not answer"), {"Retry-After": "2"})
+
+    app.add_exception_handler(OperationalError, _database)
+    app.add_exception_handler(InterfaceError, _database)
+
+    @app.exception_handler(Exception)
+    async def _internal(request: Request, error: Exception) -> Response:
+        log.error("unexpected error", request_id=request.state.request_id, exc_info=error)
+        return respond(request, Problem("internal", f"{type(error).__name__}; see the log under the request_id"))

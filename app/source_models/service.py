@@ -1,0 +1,113 @@
+"""What a client can do with source models. A blob is kept before its row is committed, and deleted after the row is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import suppress
+
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from app.blobs import LocalBlobs, Staged, full_disk_told
+from app.database import Database
+from app.errors import Problem, few
+from app.ids import new_id
+from app.source_models import queries
+from app.source_models.inspection import inspect
+from app.source_models.table import SourceModel
+from app.spec import SourceModelDescription
+
+_JOBS_NAMED = 20
+
+
+def store(
+    db: Database, blobs: LocalBlobs, tenant_id: str, description: SourceModelDescription, staged: Staged
+) -> tuple[SourceModel, bool]:
+    """The committed source model, and whether it is new: the same bytes with the same description are one. `staged` is
+    used up, whatever comes of it. Raises Problem: what inspect() raises, storage_full."""
+    with staged:
+        fingerprint = fingerprint_of(staged.sha256, description)
+        if known := _known(db, tenant_id, fingerprint):
+            return known, False
+        with full_disk_told():
+            staged.file.flush()
+        model_id = new_id("model")
+        key = f"source_models/{tenant_id}/{model_id}"
+        model = SourceModel(
+            id=model_id,
+            tenant_id=tenant_id,
+            sha256=staged.sha256,
+            fingerprint=fingerprint,
+            size=staged.size,
+            format=inspect(staged.path),
+            description=description.model_dump(mode="json"),
+            blob_key=key,
+        )
+        blobs.keep(staged, key)
+    try:
+        with db.write() as session:
+            model.created_at = db.now(session)
+            session.add(model)
+    except Exception as error:
+        # A commit may have happened though its answer was lost: the database alone knows whether the blob is needed.
+        # If it does not answer, the blob stays until housekeeping finds that no row names it.
+        with suppress(SQLAlchemyError):
+            if not _is_stored(db, tenant_id, model_id):
+                blobs.delete(key)
+        if isinstance(error, IntegrityError) and (known := _known(db, tenant_id, fingerprint)):
+            return known, False
+        raise
+    return model, True
+
+
+def fingerprint_of(sha256: str, description: SourceModelDescription) -> str:
+    """Of the file and its description together, by canonical JSON."""
+    content = json.dumps([sha256, description.model_dump(mode="json")], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _known(db: Database, tenant_id: str, fingerprint: str) -> SourceModel | None:
+    with db.read() as session:
+        return queries.by_fingerprint(session, tenant_id, fingerprint)
+
+
+def _is_stored(db: Database, tenant_id: str, model_id: str) -> bool:
+    with db.read() as session:
+        return queries.by_id(session, tenant_id, model_id) is not None
+
+
+def read(db: Database, tenant_id: str, model_id: str) -> SourceModel:
+    """Raises Problem not_found, whether it never was or is another tenant's."""
+    _require_id(model_id)
+    with db.read() as session:
+        model = queries.by_id(session, tenant_id, model_id)
+    if model is None:
+        raise _not_found(model_id)
+    return model
+
+
+def _require_id(model_id: str) -> None:
+    # PostgreSQL does not take a null character as a text: what cannot be an id is not asked for.
+    if "\0" in model_id:
+        raise _not_found(model_id)
+
+
+def _not_found(model_id: str) -> Problem:
+    return Problem("not_found", f"no source model {model_id[:100]!r}")
+
+
+def delete(db: Database, blobs: LocalBlobs, tenant_id: str, model_id: str) -> None:
+    """Raises Problem not_found; source_model_in_use where the foreign key of a job says so."""
+    _require_id(model_id)
+    try:
+        with db.write() as session:
+            model = queries.by_id(session, tenant_id, model_id)
+            if model is None:
+                raise _not_found(model_id)
+            session.delete(model)
+    except IntegrityError as error:
+        with db.read() as session:
+            jobs = list(queries.jobs_that_name(session, tenant_id, model_id, limit=_JOBS_NAMED))
+        detail = f"{model_id} is named by {few(jobs, _JOBS_NAMED)}"
+        raise Problem("source_model_in_use", detail, jobs=jobs) from error
+    blobs.delete(model.blob_key)

@@ -1,0 +1,10 @@
+"""Whose request it is. The embedded set-up has one tenant and asks for no key."""
+
+from __future__ import annotations
+
+from app.database import EMBEDDED_TENANT
+
+
+async def tenant_id() -> str:
+    """A FastAPI dependency."""
+    return EMBEDDED_TENANT

@@ -1,0 +1,466 @@
+"""What the engine reads from folders of images: every usual file, sizes and depths that differ, holes, broken files."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import subprocess
+import sys
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional
+
+from app.errors import Problem
+from app.spec import DataSpec, InputSpec
+from worker.adaptation import image_cache
+from worker.adaptation.data import read_evaluation, read_pairs, read_target
+from worker.adaptation.decoding import UnreadableError, decode
+from worker.adaptation.resampling import fit_readings, push_pull
+
+INPUT = InputSpec(size=28)  # stored as 32 x 32
+
+
+def ramp(height: int, width: int, largest: float, dtype: type = np.uint16) -> np.ndarray:
+    """Rises from near 1 at the left to `largest` at the right: no zeros, so no holes."""
+    return np.tile(np.linspace(1, largest, width), (height, 1)).astype(dtype)
+
+
+def save(path: Path, array: np.ndarray, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+def depth_folder(folder: Path, n: int = 10, largest: int = 4000, size: tuple[int, int] = (48, 64)) -> Path:
+    for i in range(n):
+        save(folder / f"{i:03}.png", ramp(*size, largest))
+    return folder
+
+
+def data_spec(target: Path, modality: str = "depth", scaling: dict | None = None, **rest: object) -> DataSpec:
+    return DataSpec.model_validate({"target": {"uri": str(target), "modality": modality, "scaling": scaling or {}}, **rest})
+
+
+class Events(list):
+    def __call__(self, event: object) -> None:
+        self.append(event)
+
+    def of(self, kind: str) -> list:
+        return [event for event in self if event.type == kind]
+
+    @property
+    def warned(self) -> set[str]:
+        return {event.code for event in self.of("warning")}
+
+
+def read(tmp_path: Path, data: DataSpec, input: InputSpec = INPUT) -> tuple[torch.Tensor, Events]:
+    events = Events()
+    images = read_target(data, input, tmp_path / "cache", events)
+    return images.batch(np.arange(len(images))), events
+
+
+# One file
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "options"),
+    [
+        ("a.png", ramp(5, 7, 250, np.uint8), {}),
+        ("a.png", ramp(5, 7, 60000), {}),
+        ("a.tif", ramp(5, 7, 60000), {}),
+        ("a.tif", ramp(5, 7, 7.5, np.float32), {}),
+        ("a.tiff", ramp(5, 7, 250, np.uint8), {"compression": "tiff_lzw"}),
+        ("a.png", np.stack([ramp(5, 7, v, np.uint8) for v in (10, 90, 200)], axis=2), {}),
+    ],
+    ids=["8-bit png", "16-bit png", "16-bit tiff", "float tiff", "lzw tiff", "rgb png"],
+)
+def test_a_lossless_file_is_read_value_by_value(name, array, options, tmp_path):
+    out = decode(save(tmp_path / name, array, **options))
+    assert out.dtype == array.dtype and out.ndim == 3
+    assert np.array_equal(out, array if array.ndim == 3 else array[:, :, None])
+
+
+def test_other_kinds_of_pixels_are_read_too(tmp_path):
+    colours = np.stack([ramp(6, 8, v, np.uint8) for v in (10, 90, 200)], axis=2)
+    grey = ramp(6, 8, 200, np.uint8)
+    alpha = np.full((6, 8, 1), 7, np.uint8)
+    image = Image.fromarray(colours)
+    image.quantize(256).save(tmp_path / "palette.png")
+    assert np.abs(decode(tmp_path / "palette.png").astype(int) - colours).max() <= 8
+    assert np.array_equal(decode(save(tmp_path / "rgba.png", np.concatenate([colours, alpha], 2))), colours)
+    assert np.array_equal(decode(save(tmp_path / "la.png", np.concatenate([grey[:, :, None], alpha], 2)))[:, :, 0], grey)
+    assert decode(save(tmp_path / "three_equal.png", np.stack([grey] * 3, 2))).shape == (6, 8, 1)
+    assert decode(save(tmp_path / "jpeg.jpg", colours)).shape == (6, 8, 3)
+    Image.fromarray(grey > 100).save(tmp_path / "one_bit.png")
+    assert set(np.unique(decode(tmp_path / "one_bit.png"))) == {0, 255}
+    image.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    assert decode(tmp_path / "cmyk.jpg").shape == (6, 8, 3)
+    big_endian = Image.frombytes("I;16B", (8, 6), ramp(6, 8, 60000).astype(">u2").tobytes())
+    big_endian.save(tmp_path / "big_endian.tif")
+    assert np.array_equal(decode(tmp_path / "big_endian.tif")[:, :, 0], ramp(6, 8, 60000))
+    Image.fromarray(np.array([[-5, 70000], [3, 65535]], np.int32)).save(tmp_path / "int32.tif")
+    assert decode(tmp_path / "int32.tif")[:, :, 0].tolist() == [[0, 65535], [3, 65535]]
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10_000))) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not an image",
+        png_that_claims(100_000, 100_000),
+        png_that_claims(10_000, 10_000),
+        png_that_claims(64, 64)[:60],
+        png_that_claims(0, 64),
+    ],
+    ids=["empty", "text", "bomb", "half a bomb", "cut off", "no pixels"],
+)
+def test_a_file_that_is_no_image_is_unreadable_and_nothing_else(content, tmp_path):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(UnreadableError):
+        decode(tmp_path / "a.png")
+
+
+# Scaling
+
+
+@pytest.mark.parametrize(
+    ("array", "modality", "scaling", "brightest", "words"),
+    [
+        (ramp(48, 64, 204, np.uint8), "depth", {}, 0.8, "8-bit, 0 to 255"),
+        (ramp(48, 64, 8000), "depth", {}, 0.8, "16-bit millimetres, 0 to 10000"),
+        (ramp(48, 64, 52428), "depth", {}, 0.8, "16-bit, 0 to 65535"),
+        (ramp(48, 64, 4000), "depth", {"kind": "millimetres", "high": 5000}, 0.8, "millimetres, 0 to 5000"),
+        (ramp(48, 64, 4000), "depth", {"kind": "full_range"}, 4000 / 65535, "0 to 65535"),
+        (ramp(48, 64, 800), "depth", {"kind": "range", "low": 0, "high": 1000}, 0.8, "0 to 1000"),
+        (ramp(48, 64, 8, np.float32), "depth", {}, 0.8, "float millimetres, 0 to 10000"),
+        (ramp(48, 64, 8000, np.float32), "depth", {}, 0.8, "float millimetres, 0 to 10000"),
+        (ramp(48, 64, 204, np.uint8), "infrared", {}, 0.8, "8-bit, 0 to 255"),
+        (ramp(48, 64, 40, np.float32), "infrared", {"kind": "range", "low": 0, "high": 50}, 0.8, "float, 0 to 50"),
+    ],
+)
+def test_raw_values_become_0_to_1_and_the_words_say_how(array, modality, scaling, brightest, words, tmp_path):
+    ending = "tif" if array.dtype == np.float32 else "png"
+    for i in range(8):
+        save(tmp_path / f"data/{i}.{ending}", array)
+    batch, events = read(tmp_path, data_spec(tmp_path / "data", modality, scaling), InputSpec(size=28, resize="stretch"))
+    assert batch.shape == (8, 1, 32, 32) and batch.dtype == torch.float32
+    # The last column of the resized ramp is the mean of its last few, a little below the brightest.
+    assert brightest * 0.96 < batch.max() <= brightest * 1.001
+    (event,) = events.of("data")
+    assert words in event.scaling and event.bits == (8 if array.dtype == np.uint8 else 16)
+
+
+def test_floats_from_0_to_1_are_spread_and_not_taken_for_metres(tmp_path):
+    for i in range(8):
+        save(tmp_path / f"data/{i}.tif", ramp(48, 64, 1, np.float32) * np.linspace(0.1, 0.8, 64, dtype=np.float32))
+    batch, _ = read(tmp_path, data_spec(tmp_path / "data"))
+    assert 0.6 < batch.max() < 0.801
+
+
+def test_16_bit_infrared_is_scaled_by_its_percentiles(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        array = rng.integers(7000, 8000, (64, 64)).astype(np.uint16)
+        array[0, 0] = 65535  # one hot pixel must not darken the rest
+        save(tmp_path / f"data/{i}.png", array)
+    batch, events = read(tmp_path, data_spec(tmp_path / "data", "infrared"), InputSpec(size=64, crop_ratio=1.0))
+    assert batch.min() == 0 and batch.max() == 1 and abs(batch.median() - 0.5) < 0.05
+    assert "percentile" in events.of("data")[0].scaling
+
+
+def test_a_scaling_that_leaves_almost_nothing_is_warned_of(tmp_path):
+    depth_folder(tmp_path / "data", largest=100)
+    _, events = read(tmp_path, data_spec(tmp_path / "data"))
+    assert "narrow_scaling" in events.warned
+
+
+# Holes
+
+
+def test_holes_are_filled_from_their_neighbours_and_their_share_is_told(tmp_path):
+    plane = ramp(64, 64, 8000)
+    holed = plane.copy()
+    holed[20:40, 30:50] = 0
+    holed[::3, ::3] = 0
+    for i in range(8):
+        save(tmp_path / f"whole/{i}.png", plane)
+        save(tmp_path / f"holed/{i}.png", holed)
+    whole, _ = read(tmp_path, data_spec(tmp_path / "whole"))
+    holed_batch, events = read(tmp_path, data_spec(tmp_path / "holed"))
+    assert (holed_batch - whole).abs().max() < 0.06  # a pixel that kept its 0 would be off by up to 0.8
+    assert (holed_batch - whole).abs().mean() < 0.005
+    assert events.of("data")[0].no_reading_share == pytest.approx((holed == 0).mean())
+
+
+def test_zero_is_a_reading_of_infrared_unless_said_otherwise(tmp_path):
+    holed = np.full((32, 32), 200, np.uint8)
+    holed[8:24, 8:24] = 0
+    for i in range(8):
+        save(tmp_path / f"data/{i}.png", holed)
+    batch, events = read(tmp_path, data_spec(tmp_path / "data", "infrared"))
+    assert batch[0, 0, 16, 16] == 0 and events.of("data")[0].no_reading_share == 0
+    batch, events = read(tmp_path, data_spec(tmp_path / "data", "infrared", {"no_reading": 0}))
+    assert batch[0, 0, 16, 16] == pytest.approx(200 / 255) and events.of("data")[0].no_reading_share == 0.25
+
+
+def test_infinite_and_missing_floats_are_holes(tmp_path):
+    array = np.full((32, 32), 5, np.float32)
+    array[4:8, 4:8], array[20:24] = np.nan, np.inf
+    for i in range(8):
+        save(tmp_path / f"data/{i}.tif", array)
+    batch, _ = read(tmp_path, data_spec(tmp_path / "data"))
+    assert torch.allclose(batch, torch.full_like(batch, 0.5), atol=1e-3)
+
+
+def test_push_pull_keeps_what_is_known_and_fills_a_constant_with_itself():
+    rng = np.random.default_rng(0)
+    value = rng.random((37, 53)).astype(np.float32)
+    known = rng.random((37, 53)) < 0.02
+    filled = push_pull(value * known, known)
+    assert np.array_equal(filled[known], value[known])
+    assert filled[~known].min() >= value[known].min() and filled[~known].max() <= value[known].max()
+    constant = push_pull(np.where(known, np.float32(3), np.float32(0)), known)
+    assert np.allclose(constant, 3, atol=1e-5)
+    nothing = fit_readings(np.zeros((9, 9), np.float32), np.zeros((9, 9), bool), 4, 4, False)
+    assert (nothing == 0).all()
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (200, 90), (20, 20), (33, 47)])
+def test_an_image_is_resized_and_cut_as_torchvision_does_it(height, width, tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(1, 255, (height, width)).astype(np.uint8) for _ in range(8)]
+    for i, array in enumerate(arrays):
+        save(tmp_path / f"data/{i}.png", array)
+    batch, _ = read(tmp_path, data_spec(tmp_path / "data"))
+    for out, array in zip(batch, arrays, strict=True):
+        image = functional.center_crop(functional.resize(Image.fromarray(array), [32]), [32, 32])
+        assert np.array_equal((out[0] * 255).round().numpy(), np.asarray(image, dtype=np.float32))
+
+
+def test_16_bit_and_8_bit_images_are_resized_alike(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        array = rng.integers(1, 255, (50, 70)).astype(np.uint8)
+        save(tmp_path / f"eight/{i}.png", array)
+        save(tmp_path / f"sixteen/{i}.png", array.astype(np.uint16) * 257)
+    eight, _ = read(tmp_path, data_spec(tmp_path / "eight"))
+    sixteen, _ = read(tmp_path, data_spec(tmp_path / "sixteen"))
+    assert (eight - sixteen).abs().max() < 1.01 / 255
+
+
+def test_images_of_many_sizes_make_one_set(tmp_path):
+    for i, size in enumerate([(20, 30), (64, 48), (32, 32), (100, 300)] * 2):
+        save(tmp_path / f"data/{i}.png", ramp(*size, 3000))
+    batch, events = read(tmp_path, data_spec(tmp_path / "data"))
+    assert batch.shape == (8, 1, 32, 32)
+    assert (events.of("data")[0].smallest, events.of("data")[0].largest) == ((30, 20), (300, 100))
+
+
+def test_a_mixed_set_is_brought_to_one_kind_with_a_warning(tmp_path):
+    for i in range(6):
+        save(tmp_path / f"data/{i}.png", np.full((32, 32), 128 * 257, np.uint16))
+    save(tmp_path / "data/6.png", np.full((32, 32), 128, np.uint8))
+    save(tmp_path / "data/7.png", np.full((32, 32, 3), (128, 130, 126), np.uint8))
+    batch, events = read(tmp_path, data_spec(tmp_path / "data", scaling={"kind": "full_range"}))
+    assert batch.shape == (8, 1, 32, 32)
+    assert torch.allclose(batch, torch.full_like(batch, 128 / 255), atol=0.01)
+    assert {"mixed_images", "images_converted"} <= events.warned
+
+
+# Broken images
+
+
+@pytest.mark.parametrize("layout", ["target", "pairs", "evaluation"])
+def test_a_few_broken_images_are_left_out_counted_and_named(layout, tmp_path):
+    everything(tmp_path, 40)
+    place = {"target": "depth", "pairs": "ti/depth", "evaluation": "test/box"}[layout]
+    broken = sorted((tmp_path / place).iterdir())[3:5]
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:40])
+    events, _, pairs, evaluation = read_everything(tmp_path)
+    reference = "pairs/target" if layout == "pairs" else layout
+    (event,) = [event for event in events.of("data") if event.reference == reference]
+    assert event.images == 38 and event.broken == 2
+    assert all(path.name in named for path, named in zip(broken, event.broken_names, strict=True))
+    if layout == "pairs":
+        assert pairs.source.names == [name.replace("png", "jpg") for name in pairs.target.names]
+        assert len(pairs) == 38 and broken[0].name not in pairs.target.names
+    if layout == "evaluation":
+        assert [name.split("/")[0] for name in evaluation.images.names] == [["box", "mug"][label] for label in evaluation.labels]
+
+
+@pytest.mark.parametrize("layout", ["target", "pairs", "evaluation"])
+def test_too_many_broken_images_fail_the_job_with_the_first_names(layout, tmp_path):
+    everything(tmp_path, 20)
+    place = {"target": "depth", "pairs": "ti/rgb", "evaluation": "test"}[layout]
+    broken = sorted(path for path in (tmp_path / place).rglob("*") if path.is_file())[:12]
+    for path in broken:
+        path.write_bytes(b"broken")
+    with pytest.raises(Problem) as caught:
+        read_everything(tmp_path)
+    assert (caught.value.code, caught.value.pointer) == ("too_many_broken_images", f"/data/{layout}/uri")
+    assert broken[0].name in caught.value.detail and len(caught.value.context["names"]) == 10
+    assert "12 of 20 (60%)" in caught.value.detail
+
+
+def test_all_broken_is_too_many_whatever_is_allowed(tmp_path):
+    for i in range(9):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / f"data/{i}.png").write_bytes(b"broken")
+    with pytest.raises(Problem) as caught:
+        read(tmp_path, data_spec(tmp_path / "data", broken_image_share=1.0))
+    assert caught.value.code == "too_many_broken_images"
+
+
+def test_too_few_that_can_be_read_are_told_apart(tmp_path):
+    depth_folder(tmp_path / "data", 10)
+    for i in range(3):
+        (tmp_path / f"data/{i:03}.png").write_bytes(b"broken")
+    with pytest.raises(Problem) as caught:
+        read(tmp_path, data_spec(tmp_path / "data", broken_image_share=0.5))
+    assert caught.value.code == "too_few_images" and "7" in caught.value.detail
+
+
+# Pairs and evaluation
+
+
+def everything(folder: Path, n: int, pair_size: tuple[int, int] = (48, 64)) -> None:
+    """depth/, ti/rgb, ti/depth and test/{box,mug}, n images each."""
+    depth_folder(folder / "depth", n)
+    for i in range(n):
+        colour = np.stack([ramp(*pair_size, v, np.uint8) for v in (250, 120, 60)], axis=2)
+        save(folder / f"ti/rgb/{i:03}.jpg", colour)
+        save(folder / f"ti/depth/{i:03}.png", ramp(*pair_size, 4000 + i))
+        save(folder / f"test/{'box' if i % 4 == 0 else 'mug'}/{i:03}.png", ramp(48, 64, 2000 + 10 * i))
+
+
+def read_everything(folder: Path, input: InputSpec = INPUT, cache: str = "cache"):
+    data = data_spec(folder / "depth", pairs={"uri": str(folder / "ti")}, evaluation={"uri": str(folder / "test")})
+    events = Events()
+    target = read_target(data, input, folder / cache, events)
+    pairs = read_pairs(data, input, target, folder / cache, events)
+    return events, target, pairs, read_evaluation(data, ["box", "mug"], input, target, folder / cache, events)
+
+
+def test_pairs_of_the_targets_size_are_stored_at_its_scale(tmp_path):
+    everything(tmp_path, 12)
+    events, target, pairs, evaluation = read_everything(tmp_path)
+    source, other = pairs.batch(np.array([3, 0]))
+    assert pairs.scale == 1 and source.shape == (2, 3, 32, 43) and other.shape == (2, 1, 32, 43)
+    assert 0.9 < source[0, 0].max() <= 1 and source[0, 0].mean() > source[0, 2].mean()
+    assert abs(other[0].max() - 0.4) < 0.01 and target.high == pairs.target.high == 10000
+    assert evaluation.labels.tolist() == [0] * 3 + [1] * 9 and evaluation.images.high == 10000
+    assert {event.reference for event in events.of("data")} == {"target", "pairs/source", "pairs/target", "evaluation"}
+
+
+def test_larger_pairs_keep_their_scale_and_aspect(tmp_path):
+    everything(tmp_path, 10, pair_size=(144, 216))
+    _, _, pairs, _ = read_everything(tmp_path)
+    assert pairs.scale == 3 and pairs.source.array.shape == (10, 3, 96, 144) == (10, 3, *pairs.target.array.shape[2:])
+    _, _, pairs, _ = read_everything(tmp_path, InputSpec(size=28, resize="stretch"))
+    assert pairs.source.array.shape == (10, 3, 96, 96)
+
+
+def test_an_rgb_side_of_grey_or_16_bit_images_becomes_8_bit_rgb(tmp_path):
+    everything(tmp_path, 10)
+    for i in range(10):
+        (tmp_path / f"ti/rgb/{i:03}.jpg").unlink()
+        save(tmp_path / f"ti/rgb/{i:03}.png", np.full((48, 64), 128 * 257, np.uint16))
+    _, _, pairs, _ = read_everything(tmp_path)
+    assert pairs.source.array.dtype == np.uint8 and (pairs.source.array == 128).all() and pairs.source.array.shape[1] == 3
+
+
+def test_pairs_whose_images_differ_in_shape_are_warned_of(tmp_path):
+    everything(tmp_path, 10)
+    save(tmp_path / "ti/depth/004.png", ramp(48, 90, 4000))
+    events, _, pairs, _ = read_everything(tmp_path)
+    assert "pairs_askew" in events.warned and len(pairs) == 10
+
+
+# The cache
+
+
+def test_a_second_run_decodes_nothing_and_a_changed_folder_is_read_again(tmp_path):
+    folder = depth_folder(tmp_path / "data")
+    data = data_spec(folder)
+    first, events = read(tmp_path, data)
+    written = (tmp_path / "cache/target.npy").stat().st_mtime_ns
+    again, repeated = read(tmp_path, data)
+    assert torch.equal(first, again) and (tmp_path / "cache/target.npy").stat().st_mtime_ns == written
+    assert events.of("data") == repeated.of("data")
+
+    path = save(folder / "003.png", ramp(48, 64, 9000))
+    os.utime(path, ns=(1, 1))
+    changed, _ = read(tmp_path, data)
+    assert changed[3].max() > 2 * first[3].max() and torch.equal(changed[4], first[4])
+    save(folder / "extra.png", ramp(48, 64, 3000))
+    assert len(read(tmp_path, data)[0]) == 11
+    assert read(tmp_path, data, InputSpec(size=21))[0].shape[2:] == (24, 24)
+    assert read(tmp_path, data_spec(folder, scaling={"kind": "full_range"}))[0].max() < 0.2
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["target.json", "target.npy"]
+
+
+@pytest.mark.parametrize("damage", ["target.json", "target.npy"])
+def test_a_damaged_cache_is_made_anew(damage, tmp_path):
+    data = data_spec(depth_folder(tmp_path / "data"))
+    first, _ = read(tmp_path, data)
+    path = tmp_path / "cache" / damage
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert torch.equal(read(tmp_path, data)[0], first)
+
+
+def test_a_disk_that_fills_is_a_problem_and_leaves_nothing_behind(tmp_path):
+    """In a process that may write no more than a few blocks to a file: what a full disk does to a write."""
+    depth_folder(tmp_path / "data", 60)
+    script = (
+        "import resource, signal, sys; from pathlib import Path\n"
+        "from app.errors import Problem; from app.spec import DataSpec, InputSpec\n"
+        "from worker.adaptation.data import read_target\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        "try: read_target(DataSpec(target={'uri': sys.argv[1]}), InputSpec(size=28), Path(sys.argv[2]), lambda event: None)\n"
+        "except Problem as problem: print(problem.code)\n"
+    )
+    run = [sys.executable, "-c", script, str(tmp_path / "data"), str(tmp_path / "cache")]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
+    assert done.stdout.strip() == "disk_full", done.stderr
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
+    buffer = io.BytesIO()
+    Image.fromarray(ramp(480, 640, 200, np.uint8)).save(buffer, "PNG")
+    (tmp_path / "data").mkdir()
+    for i in range(400):
+        (tmp_path / f"data/{i:04}.png").write_bytes(buffer.getvalue())
+    tracemalloc.start()
+    images = read_target(data_spec(tmp_path / "data"), InputSpec(size=448), tmp_path / "cache", Events())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert images.array.nbytes > 100e6 and peak < 50e6
+
+
+def test_the_same_images_give_the_same_bytes_whatever_the_threads(tmp_path, monkeypatch):
+    everything(tmp_path, 12)
+    read_everything(tmp_path)
+    monkeypatch.setattr(image_cache.os, "cpu_count", lambda: 7)
+    read_everything(tmp_path, cache="other")
+    for name in ("target.npy", "pairs-source.npy", "pairs-target.npy", "evaluation.npy"):
+        assert (tmp_path / "cache" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from worker.adaptation import report, verdict
+
+
+def found(**changes: Any) -> dict[str, Any]:
+    """What a good adaptation is found to be, with changes of single numbers by path."""
+    one = {"mean_entropy": 0.4, "entropy_share": 0.3, "effective_classes": 3.6, "largest_class_share": 0.4}
+    document: dict[str, Any] = {
+        "target": {"source_only": one | {"entropy_share": 0.7}, "adapted": dict(one), "teacher_student_agreement": 0.9},
+        "pairs": {"adapted": {"feature_distance_ratio": 0.4}},
+        "labelled": {
+            "source_only": {"accuracy": 0.4, "balanced_accuracy": 0.35},
+            "adapted": {"accuracy": 0.8, "balanced_accuracy": 0.75},
+        },
+    }
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        place = document
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+    return document
+
+
+def judged(churn: float = 0.0, method: str = "tgmb_tgkt", **changes: Any):
+    return verdict.judge(found(**changes), [[1, 0.5], [2, churn]], method, 4)
+
+
+def test_a_good_adaptation_is_deployed():
+    assert judged() == ("deploy", [])
+    assert judged(labelled=None)[0] == "deploy"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected", "word"),
+    [
+        ({"target__adapted__effective_classes": 1.2}, "do_not_deploy", "collapsed"),
+        ({"target__adapted__largest_class_share": 0.97}, "do_not_deploy", "collapsed"),
+        ({"target__adapted__entropy_share": 0.85}, "look_closer", "entropy"),
+        ({"target__adapted__entropy_share": 0.97}, "do_not_deploy", "entropy"),
+        ({"target__teacher_student_agreement": 0.5}, "look_closer", "agree"),
+        ({"target__teacher_student_agreement": 0.2}, "do_not_deploy", "agree"),
+        ({"pairs__adapted__feature_distance_ratio": 1.0}, "look_closer", "pairs"),
+        ({"pairs__adapted__feature_distance_ratio": 2.0}, "do_not_deploy", "pairs"),
+        ({"churn": 0.3}, "look_closer", "Pseudo-labels"),
+        ({"labelled__adapted__accuracy": 0.39}, "do_not_deploy", "Accuracy"),
+        ({"labelled__adapted__balanced_accuracy": 0.3}, "do_not_deploy", "Balanced accuracy"),
+        ({"method": "source_only"}, "look_closer", "Nothing was adapted"),
+    ],
+)
+def test_each_sign_of_failure_has_its_verdict_and_its_reason(changes, expected, word):
+    said, reasons = judged(**changes)
+    assert said == expected
+    assert [word in reason["what"] for reason in reasons] == [True]
+
+
+def test_the_worst_reason_decides_and_comes_first():
+    said, reasons = judged(churn=0.3, labelled__adapted__accuracy=0.1)
+    assert said == "do_not_deploy"
+    assert [reason["verdict"] for reason in reasons] == ["do_not_deploy", "look_closer"]
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_shows_the_figures_and_asks_for_nothing_from_elsewhere(adapt):
+    ran = adapt(name="<script>alert(1)</script> hall & 3")
+    html = (ran.out / "artifacts/report.html").read_text()
+    page = Page(html)
+    assert "<script" not in html
+    assert "<script>alert(1)</script> hall & 3" in page.text
+    assert not re.search(r"https?://|url\(|@import", html)
+    assert not [tag for tag, given in page.tags if {"src", "href"} & given.keys() or tag in ("script", "link", "iframe", "img")]
+    accuracy = ran.report["summary"]["accuracy"]["adapted"]["accuracy"]
+    assert f"{100 * accuracy:.1f} %" in page.text
+    assert report.VERDICTS[ran.report["verdict"]] in page.text
+    assert all(reason["what"] in page.text for reason in ran.report["reasons"])
+    curves = [given for tag, given in page.tags if tag == "polyline"]
+    assert len(curves) == sum(not name.startswith("evaluation") and len(points) > 1 for name, points in ran.series.items())
+
+
+def test_the_report_says_what_was_done_with_what(adapt):
+    ran = adapt()
+    assert {read["reference"]: read["images"] for read in ran.report["data"]} == {
+        "target": 60,
+        "pairs/source": 32,
+        "pairs/target": 32,
+        "evaluation": 36,
+    }
+    assert "millimetres" in ran.report["data"][0]["scaling"]
+    assert ran.result.summary == ran.report["summary"]
+    assert ran.result.summary["verdict"] in verdict.WORSE
+    assert json.loads((ran.out / "artifacts/metrics.json").read_text())["evaluation"] == ran.report["evaluation"]
+
+
+def test_a_chart_puts_its_points_between_its_axes():
+    drawn = report.chart("x", [[0, 4.0], [5, 1.0], [10, 2.5]])
+    points = [tuple(map(float, pair.split(","))) for pair in drawn["line"].split()]
+    assert points[0][0] == report.MARGIN
+    assert points[0][1] == 20
+    assert points[1][1] == report.HEIGHT - 20
+    assert points[0][0] < points[1][0] < points[2][0] <= report.WIDTH
+    assert (drawn["low"], drawn["high"], drawn["end"]) == (1.0, 4.0, 2.5)
+    report.chart("constant", [[0, 1.0], [0, 1.0]])

@@ -1,0 +1,125 @@
+"""A job killed anywhere and started again ends in the weights of an undisturbed one, byte for byte. Real processes, real
+signals; a kill happens when a given event line appears."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+
+from worker.adaptation.events import Event, parse
+
+from .conftest import spec
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.acceptance
+
+
+@pytest.fixture(scope="module")
+def job(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet-18 with batch norms, and an undisturbed run of it in whole/."""
+    folder = tmp_path_factory.mktemp("job")
+    for name in ("target", "pairs", "test"):
+        (folder / name).symlink_to(shapes / name)
+    torch.manual_seed(0)
+    save_file(torchvision.models.resnet18(num_classes=3).state_dict(), folder / "source.safetensors")
+    transfer = {"epochs": 3, "batch_size": 16}
+    spec(folder, source_model={"architecture": "torchvision/resnet18"}, settings={"transfer": transfer})
+    events, code = attempt(folder, "whole")
+    assert code == 0
+    assert events[-1].type == "result"
+    return folder
+
+
+def attempt(
+    folder: Path, out: str, until: Callable[[Event], bool] | None = None, by: signal.Signals = signal.SIGKILL
+) -> tuple[list[Event], int]:
+    """Runs the engine until its end, or sends the signal when an event says so. Returns the events and the exit code."""
+    command = [sys.executable, "-m", "worker.adaptation", str(folder / "spec.json"), "--out", str(folder / out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    events = []
+    with subprocess.Popen([*command, "--checkpoint-every", "0"], stdout=subprocess.PIPE, cwd=ROOT, env=environment) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            events.append(parse(line))
+            if until is not None and until(events[-1]):
+                process.send_signal(by)
+                until = None
+    return events, process.returncode
+
+
+def weights(folder: Path, out: str) -> bytes:
+    return (folder / out / "artifacts/model.safetensors").read_bytes()
+
+
+def at(kind: str, phase: str, step: int = 0) -> Callable[[Event], bool]:
+    return lambda event: event.type == kind and event.phase == phase and getattr(event, "step", step) >= step
+
+
+def test_killed_again_and_again_it_ends_in_the_same_weights(job):
+    deaths = [
+        at("phase", "preparing"),
+        at("checkpoint", "bridging", 3),
+        lambda event: event.type == "metric" and event.series == "bridging/held_out" and event.step == 8,
+        lambda event: event.type == "metric" and event.series == "transferring/churn",
+        at("phase", "evaluating"),
+        at("phase", "publishing"),
+    ]
+    resumed = []
+    for death in deaths:
+        events, code = attempt(job, "killed", death)
+        assert code in (-signal.SIGKILL, 0), "it was to be killed, or, at the very last, to be too fast for it"
+        resumed.append(events[0].resumed_from)
+    events, code = attempt(job, "killed")
+    assert code == 0
+    assert events[-1].type == "result"
+    assert [phase for phase, _ in filter(None, resumed)] == sorted(phase for phase, _ in filter(None, resumed))
+    assert len({tuple(place) for place in resumed if place}) >= 3, "it went on from where it was"
+    assert weights(job, "killed") == weights(job, "whole")
+    whole, killed = ((job / out / "artifacts/metrics.json").read_text() for out in ("whole", "killed"))
+    assert whole == killed
+
+
+@pytest.mark.parametrize(("phase", "step"), [("bridging", 6), ("transferring", 4)])
+def test_asked_to_stop_it_finishes_the_step_says_so_and_goes_on_later(job, phase, step):
+    out = f"stopped-{phase}"
+    events, code = attempt(job, out, at("checkpoint", phase, step), signal.SIGTERM)
+    assert code == 0
+    assert events[-1].type == "stopped"
+    assert events[-1].phase == phase
+    assert events[-2].type == "checkpoint"
+    assert events[-2].step == events[-1].step >= step
+    events, code = attempt(job, out)
+    assert events[0].resumed_from == (phase, events[0].resumed_from[1])
+    assert code == 0
+    assert weights(job, out) == weights(job, "whole")
+
+
+@pytest.mark.parametrize("phase", ["preparing", "evaluating"])
+def test_where_nothing_is_trained_it_stops_at_once(job, phase):
+    out = f"at-once-{phase}"
+    events, code = attempt(job, out, at("phase", phase), signal.SIGTERM)
+    assert code == 0
+    assert events[-1].type == "stopped"
+    assert events[-1].phase == phase
+    assert not (job / out / "artifacts").exists()
+    assert attempt(job, out)[1] == 0
+    assert weights(job, out) == weights(job, "whole")
+
+
+def test_a_second_engine_in_the_same_folder_waits_for_the_first(job):
+    out = "two"
+    command = [sys.executable, "-m", "worker.adaptation", str(job / "spec.json"), "--out", str(job / out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, env=environment) for _ in range(2)]
+    ends = [parse(process.communicate(timeout=120)[0].splitlines()[-1]).type for process in both]
+    assert ends == ["result", "result"]
+    assert weights(job, out) == weights(job, "whole")

@@ -1,0 +1,190 @@
+"""The engine as a process of its own: spec in, events out, artifacts on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from worker.adaptation.events import parse
+
+from .conftest import spec
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.acceptance
+
+
+def engine(data: Path, *more: str, file: str = "spec.json", **settings) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-W", "error", "-m", "worker.adaptation", str(data / file), "--out", str(data / "out"), *more]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, cwd=data.parent, env=environment, timeout=120, **settings)
+
+
+def failed(process: subprocess.CompletedProcess) -> dict:
+    assert process.returncode == 1, process.stderr.decode()
+    return parse(process.stdout.splitlines()[-1]).problem
+
+
+def test_a_job_ends_in_artifacts_that_the_library_loads_alone(data):
+    spec(data, source_model={"architecture": "torchvision/resnet18"})
+    import torchvision
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    save_file(torchvision.models.resnet18(num_classes=3).state_dict(), data / "source.safetensors")
+    ran = engine(data)
+    assert ran.returncode == 0, ran.stderr.decode()
+    events = [parse(line) for line in ran.stdout.splitlines()]
+    phases = [event.phase for event in events if event.type == "phase"]
+    assert phases == ["preparing", "bridging", "transferring", "evaluating", "publishing"]
+    assert (events[0].type, events[-1].type) == ("started", "result")
+    fractions = [event.fraction for event in events if event.type == "progress"]
+    assert fractions == sorted(fractions)
+    assert 0 < fractions[0] < fractions[-1] <= 1
+    assert (data / "out/events.jsonl").read_bytes() == ran.stdout
+
+    artifacts = data / "out/artifacts"
+    named = {file.name for file in events[-1].artifacts}
+    assert named == {path.name for path in artifacts.iterdir()}
+    assert named == {"model.safetensors", "model.json", "translator.safetensors", "metrics.json", "report.json", "report.html"}
+    model = json.loads((artifacts / "model.json").read_text())
+    alone = subprocess.run([sys.executable, "-c", "\n".join([*model["load"], "import torch; print(model(torch.zeros(2, 3, 32, 32)).shape)"])],
+                           cwd=artifacts, capture_output=True, text=True, check=True)  # fmt: skip
+    assert alone.stdout.strip() == "torch.Size([2, 3])"
+    import hashlib
+
+    assert model["weights"]["sha256"] == hashlib.sha256((artifacts / "model.safetensors").read_bytes()).hexdigest()
+    assert model["classes"] == ["disc", "square", "bar"]
+    assert model["input"]["size"] == 32
+    assert (model["sensor"]["low"], model["sensor"]["high"], model["sensor"]["modality"]) == (0, 5000, "depth")
+    assert any("Repeat the one channel" in step for step in model["sensor"]["steps"])
+
+    again = engine(data)
+    assert again.returncode == 0
+    assert parse(again.stdout.splitlines()[-1]) == events[-1]
+    assert b'"progress"' not in again.stdout
+
+    spec(data, source_model={"architecture": "torchvision/resnet18"}, seed=1)
+    problem = failed(engine(data))
+    assert problem["code"] == "invalid_request"
+    assert "another specification" in problem["detail"]
+
+
+def test_the_name_and_labels_may_change_when_a_job_goes_on(data):
+    spec(data, method="source_only")
+    assert engine(data).returncode == 0
+    spec(data, method="source_only", name="renamed", labels={"team": "robots"})
+    assert engine(data).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "pointer"),
+    [
+        ({"colour": 1}, "unknown_field", "/colour"),
+        ({"settings": {"weights": {"rec": -1}}}, "invalid_request", "/settings/weights/rec"),
+        ({"data": {"pairs": None}}, "invalid_request", "/data/pairs"),
+        ({"source_model": {"uri": "gone.safetensors"}}, "reference_missing", "/source_model/uri"),
+        ({"source_model": {"uri": "target"}}, "reference_missing", "/source_model/uri"),
+        ({"data": {"target": {"uri": "gone"}}}, "reference_missing", "/data/target/uri"),
+        ({"source_model": {"architecture": "timm/test_resnat"}}, "unknown_architecture", "/source_model/architecture"),
+    ],
+)
+def test_what_is_wrong_is_a_failed_event_with_a_pointer(data, changes, code, pointer):
+    spec(data, **changes)
+    problem = failed(engine(data))
+    assert (problem["code"], problem["pointer"]) == (code, pointer)
+    assert problem["remedy"]
+
+
+def test_a_spec_that_is_not_there_is_a_failed_event(data):
+    assert failed(engine(data, file="nothing.json"))["code"] == "reference_missing"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_a_device_that_is_not_there_is_a_problem(data):
+    spec(data, device="cuda")
+    problem = failed(engine(data))
+    assert (problem["code"], problem["pointer"]) == ("device_unavailable", "/device")
+
+
+def test_with_roots_data_lie_below_them_and_references_are_absolute(data):
+    uris = {
+        name: {"uri": str(data / folder)} for name, folder in (("target", "target"), ("pairs", "pairs"), ("evaluation", "test"))
+    }
+    spec(data, method="source_only", data=uris, source_model={"uri": str(data / "source.safetensors")})
+    (data.parent / "other").mkdir()
+    assert failed(engine(data, "--roots", str(data.parent / "other")))["code"] == "reference_outside_roots"
+    assert engine(data, "--roots", str(data.parent / "other"), str(data)).returncode == 0
+
+
+def test_what_libraries_print_goes_to_stderr(data):
+    spec(data, method="source_only")
+    (data / "sitecustomize.py").write_text("")
+    code = (
+        "import os, sys; from worker.adaptation import __main__ as engine\n"
+        "real = engine._read\n"
+        "def noisy(path):\n"
+        "    print('from python'); os.system('echo from a child'); return real(path)\n"
+        "engine._read = noisy\n"
+        f"sys.exit(engine.main([{str(data / 'spec.json')!r}, '--out', {str(data / 'out')!r}]))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, timeout=120, check=True)
+    assert [parse(line).type for line in ran.stdout.splitlines()][-1] == "result"
+    assert b"from python" in ran.stderr
+    assert b"from a child" in ran.stderr
+
+
+def test_a_full_disk_is_said_so_and_the_job_goes_on_when_there_is_room(data):
+    spec(data)
+    room = 400_000  # bytes a file: the cache fits, a checkpoint does not
+    problem = failed(engine(data, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))))
+    assert problem["code"] == "disk_full"
+    assert not (data / "out/artifacts").exists()
+    assert not list((data / "out").glob("*.partial"))
+    assert engine(data).returncode == 0
+
+
+def test_changed_data_start_the_job_over(data):
+    spec(data)
+    engine(data, "--checkpoint-every", "0", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (1000, 1000)))
+    import shutil
+
+    shutil.rmtree(data / "out/artifacts")
+    (data / "target/000.png").unlink()
+    ran = engine(data)
+    assert ran.returncode == 0
+    assert {event.code for event in map(parse, ran.stdout.splitlines()) if event.type == "warning"} >= {"data_changed"}
+    assert b'"phase":"bridging","step":1,' in ran.stdout
+
+
+def test_published_weights_are_those_that_were_evaluated(data):
+    """The labelled accuracy of the report can be had from model.safetensors by the steps of model.json alone."""
+    import timm
+    from PIL import Image
+
+    spec(data)
+    assert engine(data).returncode == 0
+    artifacts = data / "out/artifacts"
+    model = json.loads((artifacts / "model.json").read_text())
+    net = timm.create_model("test_resnet", num_classes=3)
+    net.load_state_dict(load_file(artifacts / "model.safetensors"))
+    net.eval()
+    mean, std = (torch.tensor(model["input"][name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+    right = total = 0
+    for label, name in enumerate(model["classes"]):
+        for path in sorted((data / "test" / name).iterdir()):
+            raw = torch.frombuffer(bytearray(Image.open(path).tobytes()), dtype=torch.uint16).float().view(1, 1, 37, 37)
+            x = ((raw - model["sensor"]["low"]) / (model["sensor"]["high"] - model["sensor"]["low"])).clamp(0, 1)
+            x = x[:, :, 2:34, 2:34].expand(-1, 3, -1, -1)
+            with torch.no_grad():
+                right += int(net((x - mean) / std).argmax() == label)
+            total += 1
+    report = json.loads((artifacts / "report.json").read_text())
+    assert right / total == pytest.approx(report["summary"]["accuracy"]["adapted"]["accuracy"], abs=1.01 / total)

@@ -1,0 +1,57 @@
+"""What the front end can be given without torch: a well-formed file of weights, a small data set."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+
+def safetensors(values: int = 4, seed: int = 0) -> bytes:
+    """A well-formed file with one float32 tensor."""
+    header = json.dumps({"weight": {"dtype": "F32", "shape": [values], "data_offsets": [0, 4 * values]}}).encode()
+    return struct.pack("<Q", len(header)) + header + struct.pack(f"<{values}f", *range(seed, seed + values))
+
+
+def make_images(folder: Path, names: list[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 90).save(folder / name)
+
+
+@pytest.fixture
+def data(data_root: Path) -> Path:
+    numbers = [f"{n:03}.png" for n in range(10)]
+    make_images(data_root / "target", numbers)
+    make_images(data_root / "pairs" / "rgb", numbers)
+    make_images(data_root / "pairs" / "depth", numbers)
+    make_images(data_root / "test", [f"{name}/{n}.png" for name in ("box", "mug") for n in range(3)])
+    return data_root
+
+
+@pytest.fixture
+def request_body(data: Path) -> dict[str, Any]:
+    return {
+        "name": "hall 3",
+        "labels": {"team": "robots"},
+        "source_model": {"architecture": "torchvision/resnet18", "classes": ["box", "mug"], "input": {"size": 32}},
+        "data": {
+            "target": {"uri": f"file://{data}/target"},
+            "pairs": {"uri": f"file://{data}/pairs"},
+            "evaluation": {"uri": f"file://{data}/test"},
+        },
+    }
+
+
+def submit(client: httpx.Client, body: dict[str, Any], file: bytes | None = None, **headers: str) -> httpx.Response:
+    """POST /jobs as one multipart request."""
+    parts = {"request": (None, json.dumps(body), "application/json")}
+    if file is not None:
+        parts["source_model"] = ("model.safetensors", file, "application/octet-stream")
+    return client.post("/jobs", files=parts, headers=headers)

@@ -1,0 +1,170 @@
+"""Bad input to POST /jobs: a stable code, a pointer, a remedy, and nothing left behind."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.app.conftest import make_images, safetensors, submit
+from tests.conftest import Service
+
+Change = Callable[[dict[str, Any], Path], None]
+
+
+def put(path: str, value: Any) -> Change:
+    """Sets one field of the body, by JSON pointer."""
+
+    def change(body: dict[str, Any], root: Path) -> None:
+        *parents, last = path.strip("/").split("/")
+        place = body
+        for name in parents:
+            place = place.setdefault(name, {})
+        place[last] = value.replace("ROOT", str(root)) if isinstance(value, str) else value
+
+    return change
+
+
+def do(action: Callable[[Path], object]) -> Change:
+    return lambda body, root: action(root) and None
+
+
+def link_out(root: Path) -> None:
+    (root.parent / "secret").mkdir()
+    make_images(root.parent / "secret", ["a.png"])
+    os.symlink(root.parent / "secret", root / "link")
+
+
+def image_link_out(root: Path) -> None:
+    make_images(root.parent / "secret", ["a.png"])
+    os.symlink(root.parent / "secret" / "a.png", root / "target" / "zzz.png")
+
+
+def few_images(root: Path) -> None:
+    for path in sorted((root / "target").iterdir())[1:]:
+        path.unlink()
+
+
+def unreadable_list(root: Path) -> None:
+    (root / "list.txt").write_text("target/000.png 0\n/etc/passwd.png 1\n")
+
+
+CASES: list[tuple[str, Change, str, str | None]] = [
+    ("unknown field", put("/metod", "tgmb"), "unknown_field", "/metod"),
+    ("unknown nested field", put("/settings/weights/klm", 1), "unknown_field", "/settings/weights/klm"),
+    ("unknown field of the model", put("/source_model/clases", []), "unknown_field", "/source_model/clases"),
+    ("unknown method", put("/method", "magic"), "invalid_request", "/method"),
+    ("negative weight", put("/settings/weights/im", -1), "invalid_request", "/settings/weights/im"),
+    ("not a number", put("/settings/bridging/steps", "many"), "invalid_request", "/settings/bridging/steps"),
+    ("class named twice", put("/source_model/classes", ["a", "a"]), "invalid_request", "/source_model"),
+    ("one class", put("/source_model/classes", ["a"]), "invalid_request", "/source_model/classes"),
+    ("hub architecture", put("/source_model/architecture", "hf-hub:x/y"), "invalid_request", "/source_model/architecture"),
+    ("no pairs", put("/data/pairs", None), "invalid_request", "/data/pairs"),
+    ("huge seed", put("/seed", 2**40), "invalid_request", "/seed"),
+    ("null character", put("/name", "a\0b"), "invalid_request", ""),
+    ("another scheme", put("/data/target/uri", "http://127.0.0.1/x"), "reference_scheme", "/data/target/uri"),
+    ("another host", put("/data/target/uri", "file://elsewhere/x"), "reference_scheme", "/data/target/uri"),
+    ("outside the roots", put("/data/target/uri", "file:///etc"), "reference_outside_roots", "/data/target/uri"),
+    ("dots", put("/data/target/uri", "file://ROOT/target/../target"), "reference_outside_roots", "/data/target/uri"),
+    ("encoded dots", put("/data/target/uri", "file://ROOT/%2e%2e/x"), "reference_outside_roots", "/data/target/uri"),
+    ("missing folder", put("/data/target/uri", "file://ROOT/nothing"), "reference_missing", "/data/target/uri"),
+    ("a file as a folder", put("/data/target/uri", "file://ROOT/target/000.png"), "layout_mismatch", "/data/target/uri"),
+    ("no such pair side", put("/data/pairs/target", "infrared"), "layout_mismatch", "/data/pairs/uri"),
+    ("side that climbs", put("/data/pairs/target", "../x"), "invalid_request", "/data/pairs/target"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "code", "pointer"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_a_bad_field_is_named(
+    service: Service, request_body: dict[str, Any], data_root: Path, change: Change, code: str, pointer: str | None
+) -> None:
+    body = copy.deepcopy(request_body)
+    change(body, data_root)
+    refused(service, body, code, pointer)
+
+
+FOLDERS: list[tuple[str, Callable[[Path], object], dict[str, str], str, str]] = [
+    ("link out of the roots", link_out, {"target": "link"}, "reference_outside_roots", "/data/target/uri"),
+    ("image that is a link out", image_link_out, {}, "reference_outside_roots", "/data/target/uri"),
+    ("no images", lambda root: (root / "empty").mkdir(), {"target": "empty"}, "no_images", "/data/target/uri"),
+    ("one image", few_images, {}, "too_few_images", "/data/target/uri"),
+    ("pair without partner", lambda root: (root / "pairs/rgb/003.png").unlink(), {}, "pairs_unmatched", "/data/pairs/uri"),
+    ("class that the model lacks", lambda root: make_images(root / "test/cup", ["1.png"]), {}, "unknown_class", "/data/evaluation/uri"),
+    ("image without a class", lambda root: make_images(root / "test", ["1.png"]), {}, "layout_mismatch", "/data/evaluation/uri"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("act", "uris", "code", "pointer"), [case[1:] for case in FOLDERS], ids=[case[0] for case in FOLDERS])
+def test_bad_data_are_named(
+    service: Service,
+    request_body: dict[str, Any],
+    data_root: Path,
+    act: Callable[[Path], object],
+    uris: dict[str, str],
+    code: str,
+    pointer: str,
+) -> None:
+    act(data_root)
+    for name, folder in uris.items():
+        request_body["data"][name]["uri"] = f"file://{data_root}/{folder}"
+    refused(service, request_body, code, pointer)
+
+
+def test_a_list_names_only_what_lies_below_it(service: Service, request_body: dict[str, Any], data_root: Path) -> None:
+    unreadable_list(data_root)
+    request_body["data"]["target"] = {"uri": f"file://{data_root}/list.txt", "layout": "list"}
+    refused(service, request_body, "reference_outside_roots", "/data/target/uri")
+
+
+def refused(service: Service, body: dict[str, Any], code: str, pointer: str | None) -> None:
+    answer = submit(service.client, body, safetensors())
+    problem = answer.json()
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert (problem["code"], problem.get("pointer")) == (code, pointer), problem
+    assert problem["status"] == answer.status_code and problem["remedy"] and problem["detail"]
+    assert service.client.get("/jobs").json()["data"] == []
+    assert service.client.get("/source-models").json()["data"] == []
+    assert [path for path in service.blobs.folder.rglob("*") if path.is_file()] == []
+
+
+def test_the_nearest_known_field_is_named(service: Service, request_body: dict[str, Any]) -> None:
+    problem = submit(service.client, request_body | {"metod": "tgmb"}, safetensors()).json()
+    assert "'method'" in problem["detail"]
+    request_body["settings"] = {"bridgin": {"steps": 5}}
+    assert "'bridging'" in submit(service.client, request_body, safetensors()).json()["detail"]
+
+
+def test_every_fault_is_listed(service: Service, request_body: dict[str, Any]) -> None:
+    problem = submit(service.client, request_body | {"metod": 1, "seed": -1}, safetensors()).json()
+    assert {error["pointer"] for error in problem["errors"]} == {"/metod", "/seed"}
+
+
+def test_no_file_and_no_id(service: Service, request_body: dict[str, Any]) -> None:
+    for answer in (submit(service.client, request_body), service.client.post("/jobs", json=request_body)):
+        assert answer.status_code == 422 and answer.json()["code"] == "missing_file"
+
+
+def test_an_unknown_source_model(service: Service, request_body: dict[str, Any]) -> None:
+    body = request_body | {"source_model": {"id": "model_00000000000000000000000000"}}
+    answer = service.client.post("/jobs", json=body)
+    assert answer.status_code == 404 and answer.json()["pointer"] == "/source_model/id"
+
+
+@pytest.mark.parametrize(
+    ("content", "type_", "code"),
+    [
+        (b"{", "application/json", "malformed_json"),
+        (b"[]", "application/json", "invalid_request"),
+        (b"\xff\xfe", "application/json", "malformed_json"),
+        (b"{}", "text/plain", "unsupported_media_type"),
+        (b" " * (2**20 + 1), "application/json", "payload_too_large"),
+        (b"[" * 5000, "application/json", "malformed_json"),
+    ],
+)
+def test_bad_bodies(service: Service, content: bytes, type_: str, code: str) -> None:
+    answer = service.client.post("/jobs", content=content, headers={"Content-Type": type_})
+    assert answer.json()["code"] == code, answer.text

@@ -1,0 +1,108 @@
+"""A job's process as its supervisor holds it: its lines, its signals, its end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+MAX_LINE = 2**20
+PIPE_WAIT_S = 5.0
+"""A process that left the group may hold the pipe open for ever."""
+LINES_HELD = 256
+"""Lines that wait here at most; then the pipe fills, and the child waits."""
+
+
+class Child:
+    """Started in a session of its own, so that its whole process group can be killed."""
+
+    def __init__(self, command: Sequence[str], folder: Path, env: Mapping[str, str], stderr: Path) -> None:
+        self._stderr = stderr
+        self._lines: queue.Queue[bytes | None] = queue.Queue(LINES_HELD)
+        self._silent = False
+        with stderr.open("wb") as errors:
+            self.process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=dict(env),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,
+                close_fds=True,
+            )
+        assert self.process.stdout is not None
+        self._reader = threading.Thread(target=self._read, args=(self.process.stdout,), name="child's lines", daemon=True)
+        self._reader.start()
+
+    def _read(self, pipe: IO[bytes]) -> None:
+        with pipe:
+            while line := pipe.readline(MAX_LINE):
+                self._lines.put(line)
+                while not line.endswith(b"\n") and (line := pipe.readline(MAX_LINE)):
+                    continue  # the rest of a line that is too long: nothing of ours is
+        self._lines.put(None)
+
+    def lines(self, seconds: float) -> Iterator[bytes]:
+        """What it says within the next seconds; ends early when it can say no more."""
+        until = time.monotonic() + seconds
+        while not self._silent:
+            try:
+                line = self._lines.get(timeout=max(until - time.monotonic(), 0))
+            except queue.Empty:
+                return
+            if line is None:
+                self._silent = True
+                return
+            yield line
+
+    @property
+    def silent(self) -> bool:
+        """Everything that it said has been heard, and it can say no more."""
+        return self._silent
+
+    def ended(self) -> bool:
+        """Looks without reaping: until then its number, which is its group's, belongs to nobody else."""
+        if self.process.returncode is not None:
+            return True
+        return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def ask_to_stop(self) -> None:
+        if not self.ended():
+            os.kill(self.process.pid, signal.SIGTERM)  # not Popen.send_signal, which reaps
+
+    def kill(self) -> None:
+        """The whole group, by SIGKILL."""
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    def reap(self) -> int:
+        """Waits for its end, and ends whatever of its group is left. The exit code; negative: the signal that killed it."""
+        os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+        self.kill()
+        return self.process.wait()
+
+    def close(self) -> None:
+        """Killed if it still runs; nothing of it is left afterwards."""
+        if self.process.returncode is None:
+            self.kill()
+            self.reap()
+        until = time.monotonic() + PIPE_WAIT_S
+        while not self._silent and time.monotonic() < until:
+            for _ in self.lines(0.1):
+                continue
+        self._reader.join(PIPE_WAIT_S if self._silent else 0)
+
+    def last_words(self, most: int = 4000) -> str:
+        """The end of what it wrote to stderr."""
+        with self._stderr.open("rb") as file:
+            file.seek(max(0, self._stderr.stat().st_size - most))
+            return file.read().decode("utf-8", "replace").strip()

@@ -1,0 +1,80 @@
+"""Scratch folders: work/<job>/attempt-<n>, one an attempt, so that a stale child can never touch the files of the next.
+
+    spec.json    what the engine is given
+    stderr.log   what its libraries print
+    tmp/         its TMPDIR
+    out/         its own: checkpoint, cache, artifacts
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+CARRIED = ("cache", "artifacts", "checkpoint.pt")
+_JOB = re.compile(r"job_[0-9a-z]+")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    folder: Path
+
+    @property
+    def spec(self) -> Path:
+        return self.folder / "spec.json"
+
+    @property
+    def stderr(self) -> Path:
+        return self.folder / "stderr.log"
+
+    @property
+    def tmp(self) -> Path:
+        return self.folder / "tmp"
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out"
+
+
+def prepare(work_dir: Path, job_id: str, attempt: int) -> Workspace:
+    """A folder for this attempt, with the checkpoint, the cache and, had it got so far, the artifacts of the newest
+    earlier attempt here that left any. Raises OSError where the disk is full."""
+    job = work_dir / job_id
+    made = Workspace(job / f"attempt-{attempt}")
+    for folder in (job, made.folder, made.tmp, made.out):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    earlier = [Workspace(job / f"attempt-{n}") for n in range(attempt - 1, 0, -1)]
+    for name in CARRIED:
+        left = next((former.out / name for former in earlier if (former.out / name).exists()), None)
+        if left is not None:
+            _link(left, made.out / name)
+    return made
+
+
+def _link(source: Path, destination: Path) -> None:
+    """By hard links: the engine replaces its files and never writes into one, so neither attempt sees the other's. A
+    folder appears whole or not at all, for this process too may be killed here."""
+    if source.is_file():
+        os.link(source, destination)
+        return
+    aside = destination.with_name(f"{destination.name}.linking")
+    aside.mkdir()
+    for file in source.iterdir():
+        if file.is_file() and not file.name.startswith("."):
+            os.link(file, aside / file.name)
+    aside.rename(destination)
+
+
+def remove(work_dir: Path, job_id: str) -> None:
+    """All attempts of a job. What another process deletes or writes meanwhile is left to the next housekeeping."""
+    shutil.rmtree(work_dir / job_id, ignore_errors=True)
+
+
+def jobs_here(work_dir: Path) -> Iterator[str]:
+    """Ids of the jobs that have a folder."""
+    if work_dir.is_dir():
+        yield from (folder.name for folder in work_dir.iterdir() if folder.is_dir() and _JOB.fullmatch(folder.name))
