@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from pathlib import Path
+from queue import Empty
 from time import monotonic
 from typing import Any
 
@@ -13,7 +14,7 @@ from celery import Celery
 from kombu import transport
 from kombu.transport import filesystem
 from kombu.utils.encoding import str_to_bytes
-from kombu.utils.json import dumps
+from kombu.utils.json import dumps, loads
 
 from app.settings import Settings
 
@@ -24,7 +25,8 @@ log = structlog.get_logger()
 
 class _Channel(filesystem.Channel):
     """Kombu writes a message under its final name, so that a reader can catch it half written and lose it, and takes it
-    by way of the shared temporary folder. This one writes aside and renames."""
+    by way of the shared temporary folder, or of a folder that grows for ever. This one writes aside and renames; and of
+    those who read a message, the one that deletes it has it."""
 
     def _put(self, queue: str, payload: Any, **_: Any) -> None:
         folder = Path(self.data_folder_out)
@@ -32,6 +34,17 @@ class _Channel(filesystem.Channel):
         aside = folder / f"{name}.partial"
         aside.write_bytes(str_to_bytes(dumps(payload)))
         aside.replace(folder / f"{name}.msg")
+
+    def _get(self, queue: str) -> Any:
+        """The oldest message. Raises queue.Empty."""
+        for path in sorted(Path(self.data_folder_in).glob(f"*.{queue}.msg")):
+            try:
+                message = loads(path.read_text(encoding="utf-8"))
+                path.unlink()
+            except FileNotFoundError:
+                continue  # another worker was faster
+            return message
+        raise Empty
 
 
 class AtomicFilesystem(filesystem.Transport):
@@ -66,16 +79,13 @@ def make_celery(settings: Settings) -> Celery:
 def _transport_options(settings: Settings) -> dict[str, Any]:
     if not settings.broker_url.startswith("filesystem:"):
         return {}
-    messages, taken, control = (settings.broker_dir / name for name in ("messages", "taken", "control"))
-    for folder in (messages, taken, control):
+    messages, control = (settings.broker_dir / name for name in ("messages", "control"))
+    for folder in (messages, control):
         folder.mkdir(parents=True, exist_ok=True)
     return {
         "data_folder_in": os.fspath(messages),
         "data_folder_out": os.fspath(messages),
         "control_folder": os.fspath(control),
-        # Taken messages pass through a folder of ours, not the shared /tmp.
-        "store_processed": True,
-        "processed_folder": os.fspath(taken),
         "polling_interval": 0.2,
     }
 

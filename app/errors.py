@@ -192,3 +192,28 @@ def few(names: list[str], limit: int = 5) -> str:
     """The first names and how many more there are, for a `detail`."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def as_markdown() -> str:
+    """The table, for docs/errors.md."""
+    rows = [f"| `{code}` | {kind.status} | {kind.title} | {kind.remedy} |" for code, kind in CODES.items()]
+    return "\n".join(
+        [
+            "# Errors",
+            "",
+            "Every error is `application/problem+json` (RFC 9457) with a stable `code`, what was wrong (`detail`), where",
+            "(`pointer`, a JSON pointer into the request) and what to do (`remedy`). A job that fails carries the same document",
+            "as its `error`. This page is made by `python -m app.errors > docs/errors.md`.",
+            "",
+            "| code | status | what it means | what to do |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.stdout.write(as_markdown())

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 from starlette.datastructures import MutableHeaders
@@ -42,6 +42,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version="0.1.0",
         summary="POST an RGB image classifier and references to your data; get back one for the new sensor.",
         redoc_url=None,
+        dependencies=[Depends(problems.no_null_characters)],
         lifespan=lifespan,
     )
     app.state.settings = settings

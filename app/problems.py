@@ -117,6 +117,14 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return []
 
 
+async def no_null_characters(request: Request) -> None:
+    """PostgreSQL cannot take one in a text, and nothing of ours is called by one: no query is asked about it."""
+    if "\0" in request.url.path:
+        raise Problem("not_found", "the address holds a null character")
+    if any("\0" in value for pair in request.query_params.multi_items() for value in pair):
+        raise Problem("invalid_request", "a query parameter holds a null character")
+
+
 def respond(request: Request, problem: Problem, headers: dict[str, str] | None = None) -> Response:
     document = problem.document() | {"instance": request.url.path, "request_id": getattr(request.state, "request_id", None)}
     return JSONResponse(document, status_code=problem.kind.status, media_type=MEDIA_TYPE, headers=headers)

@@ -28,7 +28,7 @@ class Child:
         self._lines: queue.Queue[bytes | None] = queue.Queue(LINES_HELD)
         self._silent = False
         with stderr.open("wb") as errors:
-            self.process = subprocess.Popen(
+            self.process = subprocess.Popen(  # noqa: S603 - the supervisor's own command line, nothing of a client's
                 command,
                 cwd=folder,
                 env=dict(env),
@@ -38,7 +38,6 @@ class Child:
                 start_new_session=True,
                 close_fds=True,
             )
-        assert self.process.stdout is not None
         self._reader = threading.Thread(target=self._read, args=(self.process.stdout,), name="child's lines", daemon=True)
         self._reader.start()
 

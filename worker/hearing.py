@@ -33,6 +33,8 @@ from worker.adaptation.events import (
 
 HELD = 20_000
 """Events and metric points held at most while the database is away; then the child has to wait."""
+MEMBERS = frozenset({"type", "title", "status", "code", "detail", "instance", "remedy", "pointer"})
+"""Of a problem document; the rest is its context."""
 
 
 @dataclass
@@ -76,9 +78,7 @@ class Hearing:
                 self.rows.append(("started", f"started on {event.device_name}{resumed}", document(event)))
             case DataRead():
                 broken = f", {event.broken} broken" if event.broken else ""
-                self.rows.append(
-                    ("data", f"{event.reference}: {event.images} images{broken}; {event.scaling}", document(event))
-                )
+                self.rows.append(("data", f"{event.reference}: {event.images} images{broken}; {event.scaling}", document(event)))
             case Checkpointed():
                 self.rows.append(("checkpoint", f"checkpoint at {event.phase}, step {event.step}", document(event)))
             case Warned():
@@ -89,7 +89,7 @@ class Hearing:
                 self.stopped = True
                 self.log(f"stopped at {event.phase}, step {event.step}")
             case Failed():
-                self.failed = problem(event.problem)
+                self.failed = problem(document(event)["problem"])
             case Result():
                 self.result = event
 
@@ -118,9 +118,8 @@ def document(event: BaseModel) -> dict[str, Any]:
 
 def problem(said: dict[str, Any]) -> Problem:
     """The child's problem if the table has its code, else child_died with what it said."""
-    said = json.loads(json.dumps(said, default=str).replace("NaN", "null"))
     code, detail, pointer = said.get("code"), said.get("detail"), said.get("pointer")
     if code not in CODES or not isinstance(detail, str) or not (pointer is None or isinstance(pointer, str)):
         return Problem("child_died", f"it failed with a problem that is not one: {json.dumps(said)[:1000]}")
-    ours = {"type", "title", "status", "code", "detail", "remedy", "pointer", "instance"}
-    return Problem(code, detail[:10_000], pointer=pointer, context={}) if False else _problem(code, detail, pointer, said, ours)
+    context = {key: value for key, value in said.items() if key not in MEMBERS}
+    return Problem(code, detail[:10_000], pointer=pointer, **context)

@@ -58,7 +58,9 @@ def main(arguments: Sequence[str]) -> None:
     limit(resource.RLIMIT_CORE, 0)
     if (refused := leave_network()) is not None:
         sys.addaudithook(deny_network)
-        warn("network_not_isolated", f"the kernel gives this process no network namespace ({refused}); Python's sockets are denied")
+        warn(
+            "network_not_isolated", f"the kernel gives this process no network namespace ({refused}); Python's sockets are denied"
+        )
     libc().prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
     sys.argv = ["worker.adaptation", *given.engine[given.engine[:1] == ["--"] :]]

@@ -1,9 +1,9 @@
 """Scratch folders: work/<job>/attempt-<n>, one an attempt, so that a stale child can never touch the files of the next.
 
-    spec.json    what the engine is given
-    stderr.log   what its libraries print
-    tmp/         its TMPDIR
-    out/         its own: checkpoint, cache, artifacts
+spec.json    what the engine is given
+stderr.log   what its libraries print
+tmp/         its TMPDIR
+out/         its own: checkpoint, cache, artifacts
 """
 
 from __future__ import annotations

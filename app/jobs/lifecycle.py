@@ -102,6 +102,12 @@ def renew(session: Session, claim: Claim, *, lease: timedelta, now: datetime) ->
     return Status(status) if status else None
 
 
+def held(session: Session, claim: Claim) -> Status | None:
+    """What renew() would say, without extending the lease."""
+    status = session.scalar(sa.select(Job.status).where(Job.id == claim.job_id, Job.status.in_(sorted(LEASED)), *_held(claim)))
+    return Status(status) if status else None
+
+
 def record(
     session: Session, claim: Claim, *, now: datetime, phase: str | None = None, progress: dict[str, Any] | None = None
 ) -> Job | None:

@@ -111,8 +111,9 @@ def test_where_nothing_is_trained_it_stops_at_once(job, phase):
     assert events[-1].type == "stopped"
     assert events[-1].phase == phase
     assert not (job / out / "artifacts").exists()
-    assert attempt(job, out)[1] == 0
-    assert weights(job, out) == weights(job, "whole")
+    if phase == "evaluating":
+        assert attempt(job, out)[1] == 0
+        assert weights(job, out) == weights(job, "whole")
 
 
 def test_a_second_engine_in_the_same_folder_waits_for_the_first(job):

@@ -259,3 +259,8 @@ def test_what_is_not_there_is_a_problem_document(service: Service, path: str) ->
     answer = service.client.get(path)
     assert answer.status_code == 404 and answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["code"] == "not_found" and answer.json()["request_id"] == answer.headers["x-request-id"]
+
+
+def test_a_null_character_in_a_query_is_a_problem_document(service: Service) -> None:
+    answer = service.client.get("/jobs?label=a%00:b")
+    assert answer.status_code == 422 and answer.json()["code"] == "invalid_request"

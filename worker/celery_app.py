@@ -1,0 +1,54 @@
+"""`celery --app worker.celery_app worker --pool solo`: the worker's face. No torch in this process: a job's child has it.
+
+Beginning and end follow Celery's signals. A failure inside one of its handlers is only logged by Celery, so what must end
+the worker is raised as SystemExit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from celery import signals
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.broker import make_celery
+from app.schema import require_current
+from app.settings import Settings
+from worker.housekeeping import Housekeeping
+from worker.process import open_process
+
+settings = Settings()
+app = make_celery(settings)
+app.conf.update(include=["worker.tasks"], worker_redirect_stdouts=False)
+process = open_process(settings, app)
+housekeeping = Housekeeping(process)
+log = structlog.get_logger()
+
+
+@signals.worker_init.connect
+def _check(**_: Any) -> None:
+    try:
+        require_current(process.db)
+        process.blobs.prepare()
+    except (RuntimeError, SQLAlchemyError, OSError) as error:
+        raise SystemExit(f"the worker cannot start: {error}") from error
+
+
+@signals.worker_ready.connect
+def _begin(**_: Any) -> None:
+    """It consumes: from now on it counts as one."""
+    housekeeping.start()
+    log.info("worker is ready", worker_id=process.id)
+
+
+@signals.worker_shutting_down.connect
+def _stop(**_: Any) -> None:
+    """Inside a signal handler: the running job's supervisor sees it within a tick, and hands the job back."""
+    process.stop_asked = True
+
+
+@signals.worker_shutdown.connect
+def _end(**_: Any) -> None:
+    housekeeping.stop()
+    process.db.dispose()

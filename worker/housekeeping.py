@@ -1,0 +1,164 @@
+"""What makes good for everything that can be lost: a pass every few seconds, in a thread of each worker.
+
+Each part may run in every worker at once. One that fails is logged, and keeps neither the others nor the next pass from
+running.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import sqlalchemy as sa
+import structlog
+
+from app import broker
+from app.artifacts.table import Artifact
+from app.jobs import lifecycle, queries
+from app.jobs.states import TERMINAL, Status
+from app.jobs.table import Job, Worker
+from app.source_models.table import SourceModel
+from worker import workspace
+from worker.process import WorkerProcess
+
+SWEEP_S = 600.0
+"""Between two sweeps of the disk, which cost more than a look at the database."""
+ORPHAN_S = 3600.0
+"""A blob is kept before its row is committed: younger than this, it may be about to be named."""
+ABANDONED_S = 24 * 3600.0
+"""An upload, or a worker, that has not moved for a day is gone."""
+BATCH = 500
+log = structlog.get_logger()
+
+
+class Housekeeping:
+    """The thread. start() makes the worker known; stop() returns when the thread has ended and the worker's row is gone."""
+
+    def __init__(self, worker: WorkerProcess) -> None:
+        self.worker = worker
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+            _attempt(leave, self.worker)
+
+    def _run(self) -> None:
+        swept_at = None
+        while not self._stop.is_set():
+            look(self.worker)
+            if swept_at is None or time.monotonic() - swept_at >= SWEEP_S:
+                sweep(self.worker)
+                swept_at = time.monotonic()
+            self._stop.wait(self.worker.settings.housekeeping_s)
+
+
+def look(worker: WorkerProcess) -> None:
+    """Every few seconds: what other workers and waiting jobs depend on."""
+    for part in (heartbeat, expire_leases, wake_idle_workers):
+        _attempt(part, worker)
+
+
+def sweep(worker: WorkerProcess) -> None:
+    """Now and then: what was left lying about."""
+    for part in (remove_work_folders, remove_abandoned_uploads, remove_orphaned_blobs, remove_silent_workers):
+        _attempt(part, worker)
+
+
+def _attempt(part: Callable[[WorkerProcess], None], worker: WorkerProcess) -> None:
+    try:
+        part(worker)
+    except Exception:
+        log.exception("a part of housekeeping failed; the next pass tries it again", part=part.__name__)
+
+
+def heartbeat(worker: WorkerProcess) -> None:
+    """This worker's row, made anew if it was removed meanwhile."""
+    with worker.db.write() as session:
+        now = worker.db.now(session)
+        known = sa.update(Worker).where(Worker.id == worker.id).values(last_seen_at=now, job_id=worker.job_id)
+        if session.execute(known).rowcount == 0:
+            session.add(
+                Worker(
+                    id=worker.id,
+                    host=socket.gethostname(),
+                    pid=os.getpid(),
+                    job_id=worker.job_id,
+                    started_at=now,
+                    last_seen_at=now,
+                )
+            )
+
+
+def leave(worker: WorkerProcess) -> None:
+    with worker.db.write() as session:
+        session.execute(sa.delete(Worker).where(Worker.id == worker.id))
+
+
+def expire_leases(worker: WorkerProcess) -> None:
+    with worker.db.write() as session:
+        changed = lifecycle.expire_leases(session, most=worker.settings.max_lost_attempts, now=worker.db.now(session))
+    for job in changed:
+        log.warning("a lease ran out", job_id=job.id, attempt=job.attempt, status=job.status)
+
+
+def wake_idle_workers(worker: WorkerProcess) -> None:
+    """A wake-up for each queued job that an idle worker could take: whatever happened to those that were sent before.
+    A busy worker needs none: it looks by itself when it is done."""
+    with worker.db.read() as session:
+        since = worker.db.now(session) - timedelta(seconds=worker.settings.worker_silent_s)
+        idle = sum(seen.job_id is None for seen in queries.workers_seen_since(session, since))
+        waiting = sa.select(Job.id).where(Job.status == Status.QUEUED).order_by(Job.queued_at, Job.id).limit(idle)
+        job_ids = session.scalars(waiting).all()
+    for job_id in job_ids:
+        broker.wake(worker.celery, job_id)
+
+
+def remove_work_folders(worker: WorkerProcess) -> None:
+    """Of jobs that are final, or deleted."""
+    here = list(workspace.jobs_here(worker.settings.work_dir))
+    for start in range(0, len(here), BATCH):
+        some = here[start : start + BATCH]
+        with worker.db.read() as session:
+            alive = sa.select(Job.id).where(Job.id.in_(some), Job.status.not_in(sorted(TERMINAL)))
+            needed = set(session.scalars(alive))
+        for job_id in some:
+            if job_id not in needed and job_id != worker.job_id:
+                workspace.remove(worker.settings.work_dir, job_id)
+
+
+def remove_abandoned_uploads(worker: WorkerProcess) -> None:
+    worker.blobs.clear_aside(ABANDONED_S)
+
+
+def remove_orphaned_blobs(worker: WorkerProcess) -> None:
+    """Those that no row names: their writer was killed between the blob and the commit, or between the commit that
+    deleted their row and the deletion."""
+    old = list(worker.blobs.keys_older_than(ORPHAN_S))
+    for start in range(0, len(old), BATCH):
+        some = old[start : start + BATCH]
+        with worker.db.read() as session:
+            named = {
+                key
+                for column in (Artifact.blob_key, SourceModel.blob_key)
+                for key in session.scalars(sa.select(column).where(column.in_(some)))
+            }
+        for key in some:
+            if key not in named:
+                log.info("an orphaned blob is removed", blob_key=key)
+                worker.blobs.delete(key)
+
+
+def remove_silent_workers(worker: WorkerProcess) -> None:
+    with worker.db.write() as session:
+        before = worker.db.now(session) - timedelta(seconds=ABANDONED_S)
+        session.execute(sa.delete(Worker).where(Worker.last_seen_at < before))
