@@ -141,7 +141,7 @@ class LossWeights(Strict):
     """L_rec, the translation of a pair against its RGB image. The paper gives it no weight: 1."""
     d: float = Field(0.01, ge=0)
     """alpha_d of L_D, the adversary that tells translated TI from translated TR features. At 0.1 it outweighs L_rec, whose
-    mean square is a few hundredths, and cost 14 points on rendered depth."""
+    mean square is a few hundredths, and cost 14 points on rendered depth (one seed, an early scene set)."""
     im: float = Field(0.1, ge=0)
     """alpha_im of L_IM, information maximisation on the source model's predictions for translated TR images."""
     kl: float = Field(1.0, ge=0)

@@ -1,73 +1,110 @@
-"""The source classifier: torchvision's ResNet-18, trained from scratch on labelled RGB, as any team would have done."""
+"""The source classifier: a torchvision ResNet-18 trained from scratch on labelled colour, on the CPU.
+
+Its description is what a job's request says of it; its file holds the state_dict alone.
+"""
 
 from __future__ import annotations
 
-import math
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+import torchvision
 from PIL import Image
-from safetensors.torch import save_file
-from torchvision.models import resnet18
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-SIZE = 48
-STORED = 55
-"""Images are kept at SIZE / 0.875 and cropped to SIZE."""
+INPUT = 48
+"""Height and width of the classifier's input, in pixels."""
+RESIZED = 55
+"""Images are resized to this first, then cropped: 48 / 0.875."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def read(folder: Path, classes: list[str], depth_m: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images of one folder a class: float [N, 3, STORED, STORED] in [0, 1], labels [N]. depth_m: the files are depth in
-    millimetres, and this many metres become 1."""
-    images, labels = [], []
-    for label, name in enumerate(classes):
-        for path in sorted((folder / name).glob("*.png")):
-            raw = torch.from_numpy(np.asarray(Image.open(path)).astype(np.float32))
-            rgb = raw.permute(2, 0, 1) / 255 if depth_m is None else (raw / (depth_m * 1000)).clamp(0, 1).expand(3, -1, -1)
-            images.append(F.interpolate(rgb[None], (STORED, STORED), mode="bilinear", antialias=True)[0])
-            labels.append(label)
-    return torch.stack(images), torch.tensor(labels)
+@dataclass(frozen=True)
+class Training:
+    epochs: int = 12
+    batch_size: int = 32
+    lr: float = 0.05
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.1
+    """As SHOT and SOCKET train their source models."""
 
 
-def normalise(images: torch.Tensor) -> torch.Tensor:
-    return (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+def description(classes: tuple[str, ...]) -> dict[str, object]:
+    """`source_model` of a request for this classifier."""
+    read = {"size": INPUT, "mean": MEAN, "std": STD, "resize": "crop", "crop_ratio": INPUT / RESIZED}
+    return {"architecture": "torchvision/resnet18", "classes": classes, "input": read}
+
+
+def network(classes: int) -> nn.Module:
+    return torchvision.models.resnet18(weights=None, num_classes=classes)
+
+
+def read_labelled(folder: Path, classes: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    """folder/<class>/*.png, colour -> images uint8 [n, 3, RESIZED, RESIZED] and labels int64 [n]."""
+    found = [(path, label) for label, name in enumerate(classes) for path in sorted((folder / name).glob("*.png"))]
+    pixels = [np.asarray(Image.open(path).convert("RGB").resize((RESIZED, RESIZED), Image.Resampling.BILINEAR)) for path, _ in found]
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(), torch.tensor([label for _, label in found])
+
+
+def normalise(images: Tensor) -> Tensor:
+    """[n, 3, H, W] in [0, 1] -> what the classifier is fed."""
+    return (images - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+
+
+def augment(images: Tensor, rng: torch.Generator) -> Tensor:
+    """uint8 [n, 3, RESIZED, RESIZED] -> [n, 3, INPUT, INPUT] in [0, 1]: random window, scale and flip, contrast,
+    brightness and order of the channels."""
+    n = len(images)
+    scale = torch.empty(n).uniform_(0.8, 1.0, generator=rng)
+    flip = torch.where(torch.rand(n, generator=rng) < 0.5, -1.0, 1.0)
+    shift = (2 * torch.rand(n, 2, generator=rng) - 1) * (1 - scale)[:, None]
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = scale * flip, scale, shift
+    grid = F.affine_grid(theta, [n, 3, INPUT, INPUT], align_corners=False)
+    seen = F.grid_sample(images.float() / 255, grid, align_corners=False, padding_mode="reflection")
+    order = torch.rand(n, 3, generator=rng).argsort(dim=1)
+    seen = seen.gather(1, order[:, :, None, None].expand_as(seen))
+    contrast, brightness = torch.empty(2, n, 1, 1, 1).uniform_(-0.3, 0.3, generator=rng)
+    middle = seen.mean(dim=(1, 2, 3), keepdim=True)
+    return ((seen - middle) * (1 + contrast) + middle + 0.5 * brightness).clamp(0, 1)
 
 
 @torch.inference_mode()
-def accuracy(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    """Of the centre crops."""
-    edge = (STORED - SIZE) // 2
-    crops = normalise(images[..., edge : edge + SIZE, edge : edge + SIZE])
-    predicted = torch.cat([model(part).argmax(1) for part in crops.split(100)])
-    return (predicted == labels).double().mean().item()
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Share of the images [n, 3, RESIZED, RESIZED] whose centre is classified rightly."""
+    edge = (RESIZED - INPUT) // 2
+    centre = images[:, :, edge : edge + INPUT, edge : edge + INPUT].float() / 255
+    model.eval()
+    guesses = torch.cat([model(normalise(part)).argmax(dim=1) for part in centre.split(128)])
+    return (guesses == labels).float().mean().item()
 
 
-def train(rgb: Path, classes: list[str], out: Path, *, epochs: int = 16, seed: int = 0) -> torch.nn.Module:
-    """Label smoothing 0.1, random crops, flips and exposure; SGD with a warm-up and a cosine. Writes the state_dict."""
-    torch.manual_seed(seed)
-    images, labels = read(rgb, classes)
-    model = resnet18(num_classes=len(classes))
-    batch, steps = 32, epochs * (len(images) // 32)
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min((step + 1) / 20, 0.5 * (1 + math.cos(math.pi * step / steps)))
-    )
-    step = 0
-    for _ in range(epochs):
-        order = torch.randperm(len(images))[: len(images) // batch * batch]
-        for index in order.split(batch):
-            x, y = torch.randint(0, STORED - SIZE + 1, (2,)).tolist()
-            crops = images[index, :, y : y + SIZE, x : x + SIZE]
-            crops = torch.where(torch.rand(batch, 1, 1, 1) < 0.5, crops.flip(-1), crops)
-            crops = crops * torch.empty(batch, 1, 1, 1).uniform_(0.6, 1.2)
-            crops = torch.where(torch.rand(batch, 1, 1, 1) < 0.2, crops.mean(1, keepdim=True).expand(-1, 3, -1, -1), crops)
-            loss = F.cross_entropy(model(normalise(crops.clamp(0, 1))), labels[index], label_smoothing=0.1)
+def train(
+    images: Tensor, labels: Tensor, classes: int, seed: int, how: Training = Training(), advance: Callable[[], object] = lambda: None
+) -> nn.Module:
+    """images uint8 [n, 3, RESIZED, RESIZED]. SGD with one cycle of the learning rate; advance is called after each step.
+    The same seed gives the same weights on the same machine."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = network(classes).train().to(memory_format=torch.channels_last)
+    rng = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.SGD(model.parameters(), lr=how.lr, momentum=0.9, nesterov=True, weight_decay=how.weight_decay)
+    steps = how.epochs * (len(images) // how.batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=how.lr, total_steps=steps, pct_start=0.2)
+    for _ in range(how.epochs):
+        order = torch.randperm(len(images), generator=rng)
+        for batch in order[: len(order) // how.batch_size * how.batch_size].split(how.batch_size):
+            seen = normalise(augment(images[batch], rng)).to(memory_format=torch.channels_last)
+            loss = F.cross_entropy(model(seen), labels[batch], label_smoothing=how.label_smoothing)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             schedule.step()
-            step += 1
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, out)
+            advance()
     return model.eval()

@@ -119,7 +119,7 @@ def document(event: BaseModel) -> dict[str, Any]:
 def problem(said: dict[str, Any]) -> Problem:
     """The child's problem if the table has its code, else child_died with what it said."""
     code, detail, pointer = said.get("code"), said.get("detail"), said.get("pointer")
-    if code not in CODES or not isinstance(detail, str) or not (pointer is None or isinstance(pointer, str)):
+    if not isinstance(code, str) or code not in CODES or not isinstance(detail, str) or not isinstance(pointer, str | None):
         return Problem("child_died", f"it failed with a problem that is not one: {json.dumps(said)[:1000]}")
     context = {key: value for key, value in said.items() if key not in MEMBERS}
     return Problem(code, detail[:10_000], pointer=pointer, **context)

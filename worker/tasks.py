@@ -1,57 +1,14 @@
-"""The one task: look for work, and go on until there is none."""
+"""The one task."""
 
 from __future__ import annotations
 
-from datetime import timedelta
-
-import sqlalchemy as sa
-import structlog
-
 from app.broker import WAKE
-from app.jobs import lifecycle
-from app.jobs.lifecycle import Claim
-from app.jobs.table import Worker
-from worker import supervisor
 from worker.celery_app import app, process
-from worker.process import WorkerProcess
-
-log = structlog.get_logger()
+from worker.draining import drain
 
 
 @app.task(name=WAKE)
 def wake(job_id: str) -> None:
-    """Which job the message names does not matter: the oldest queued one is next. So a message that comes twice finds
+    """Which job the message names does not matter: the oldest queued one is next. So one that comes twice finds
     nothing to do, and one that is lost is made good by any other."""
     drain(process)
-
-
-def drain(worker: WorkerProcess) -> int:
-    """Runs queued jobs, the oldest first, until none is left or the worker is to stop. How many attempts it ran."""
-    ran = 0
-    while not worker.stop_asked:
-        try:
-            claim = claim_next(worker)
-        except supervisor.AWAY as error:
-            log.warning("the database is away: housekeeping wakes a worker when it is back", error=str(error)[:300])
-            return ran
-        if claim is None:
-            return ran
-        log.info("attempt begins", job_id=claim.job_id, attempt=claim.attempt)
-        try:
-            job = supervisor.run(worker, claim)
-            log.info("attempt ends", job_id=claim.job_id, attempt=claim.attempt, status=job.status if job else "lost")
-        finally:
-            worker.job_id = None
-        ran += 1
-    return ran
-
-
-def claim_next(worker: WorkerProcess) -> Claim | None:
-    """The next job, if there is one, and this worker's row says what it is at."""
-    with worker.db.write() as session:
-        lease = timedelta(seconds=worker.settings.lease_s)
-        claim = lifecycle.claim_next(session, worker.id, lease=lease, now=worker.db.now(session))
-        job_id = claim.job_id if claim else None
-        session.execute(sa.update(Worker).where(Worker.id == worker.id).values(job_id=job_id))
-    worker.job_id = job_id
-    return claim

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,12 +35,12 @@ def do(action: Callable[[Path], object]) -> Change:
 def link_out(root: Path) -> None:
     (root.parent / "secret").mkdir()
     make_images(root.parent / "secret", ["a.png"])
-    os.symlink(root.parent / "secret", root / "link")
+    (root / "link").symlink_to(root.parent / "secret")
 
 
 def image_link_out(root: Path) -> None:
     make_images(root.parent / "secret", ["a.png"])
-    os.symlink(root.parent / "secret" / "a.png", root / "target" / "zzz.png")
+    (root / "target" / "zzz.png").symlink_to(root.parent / "secret" / "a.png")
 
 
 def few_images(root: Path) -> None:

@@ -27,7 +27,7 @@ from worker.adaptation.translator import Translator, build, replicate
 VALIDATION_PAIRS = 256
 TOLERANCE = 0.03
 """A later T replaces the best one unless its score is worse by more than this share: L_D and L_IM go on adapting T to the
-task-relevant images, which the score, of pairs alone, does not show. Measured on rendered depth, where the score is flat."""
+task-relevant images, which the score, of pairs alone, does not show. Seen on rendered depth, one seed, where the score is flat: to be measured."""
 COLLAPSE_IMAGES = 512
 COLLAPSED_SHARE = 0.95
 

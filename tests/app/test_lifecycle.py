@@ -1,0 +1,183 @@
+"""The job's life cycle at the database, SQLite and PostgreSQL alike: races, fencing, lost workers."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from app.artifacts.table import Artifact
+from app.database import EMBEDDED_TENANT, Database
+from app.ids import new_id
+from app.jobs import events, lifecycle, queries
+from app.jobs.states import FOLLOWS, TERMINAL, Status
+from app.jobs.table import Job
+from app.source_models.table import SourceModel
+
+LEASE = timedelta(seconds=30)
+
+
+@pytest.fixture
+def model_id(database: Database) -> str:
+    with database.write() as session:
+        model = SourceModel(
+            id=new_id("model"), tenant_id=EMBEDDED_TENANT, sha256="0" * 64, fingerprint="0" * 64, size=1, format="safetensors",
+            description={}, blob_key="k", created_at=database.now(session),
+        )  # fmt: skip
+        session.add(model)
+    return model.id
+
+
+def queue(db: Database, model_id: str) -> str:
+    with db.write() as session:
+        now = db.now(session)
+        job = Job(
+            id=new_id("job"), tenant_id=EMBEDDED_TENANT, source_model_id=model_id, method="tgmb_tgkt", request={}, request_digest="",
+            status=Status.QUEUED, created_at=now, queued_at=now, updated_at=now,
+        )  # fmt: skip
+        session.add(job)
+    return job.id
+
+
+def claim(db: Database, worker: str = "worker_a", lease: timedelta = LEASE) -> lifecycle.Claim | None:
+    with db.write() as session:
+        return lifecycle.claim_next(session, worker, lease=lease, now=db.now(session))
+
+
+def look(db: Database, job_id: str) -> Job:
+    with db.read() as session:
+        job = queries.by_id(session, EMBEDDED_TENANT, job_id)
+    assert job is not None
+    return job
+
+
+def call(db: Database, function: Any, *args: Any, **kwargs: Any) -> Any:
+    with db.write() as session:
+        return function(session, *args, now=db.now(session), **kwargs)
+
+
+ARTIFACT = {"name": "m", "media_type": "x/y", "size": 1, "sha256": "0" * 64, "blob_key": "jobs/m"}
+
+
+def test_many_workers_claim_each_job_once_and_oldest_first(database: Database, model_id: str) -> None:
+    jobs = [queue(database, model_id) for _ in range(12)]
+    barrier = threading.Barrier(6)
+
+    def drain(number: int) -> list[str]:
+        barrier.wait()
+        taken = []
+        while (one := claim(database, f"worker_{number}")) is not None:
+            taken.append(one.job_id)
+        return taken
+
+    with ThreadPoolExecutor(6) as pool:
+        taken = list(pool.map(drain, range(6)))
+    assert sorted(job for one in taken for job in one) == sorted(jobs)
+    assert all(one == sorted(one) for one in taken), "ids sort by time: each worker took the oldest that was left"
+    assert {look(database, job).attempt for job in jobs} == {1}
+
+
+def test_a_stale_attempt_can_write_nothing(database: Database, model_id: str) -> None:
+    job_id = queue(database, model_id)
+    stale = claim(database, "worker_a", timedelta(seconds=-1))
+    assert stale is not None
+    assert len(call(database, lifecycle.expire_leases, most=3)) == 1
+    fresh = claim(database, "worker_b")
+    assert fresh is not None and fresh.attempt == stale.attempt + 1
+    assert call(database, lifecycle.renew, stale, lease=LEASE) is None
+    assert call(database, lifecycle.record, stale, progress={"step": 1}) is None
+    assert call(database, lifecycle.succeed, stale, result={}, artifacts=[ARTIFACT]) is None
+    assert call(database, lifecycle.fail, stale, {"code": "x", "title": "x", "detail": "x"}) is None
+    assert call(database, lifecycle.lose, stale, "gone", most=3) is None
+    assert call(database, lifecycle.hand_back, stale) is None
+    job = look(database, job_id)
+    assert (job.status, job.worker_id, job.progress, job.lost_attempts) == ("running", "worker_b", None, 1)
+    with database.read() as session:
+        assert session.scalar(sa.select(sa.func.count()).select_from(Artifact)) == 0
+    assert call(database, lifecycle.succeed, fresh, result={}, artifacts=[ARTIFACT]) is not None
+
+
+def test_an_expired_lease_publishes_nothing_even_if_nobody_has_taken_over(database: Database, model_id: str) -> None:
+    queue(database, model_id)
+    late = claim(database, lease=timedelta(seconds=-1))
+    assert late is not None
+    assert call(database, lifecycle.succeed, late, result={}, artifacts=[ARTIFACT]) is None
+    assert call(database, lifecycle.renew, late, lease=LEASE) == Status.RUNNING, "nobody took over: it may go on"
+    assert call(database, lifecycle.succeed, late, result={}, artifacts=[ARTIFACT]) is not None
+
+
+def test_a_job_that_loses_its_workers_fails_instead_of_circling(database: Database, model_id: str) -> None:
+    job_id = queue(database, model_id)
+    for number in (1, 2, 3):
+        assert claim(database, lease=timedelta(seconds=-1)) is not None
+        call(database, lifecycle.expire_leases, most=3)
+        assert look(database, job_id).lost_attempts == number
+    job = look(database, job_id)
+    assert job.status == "failed" and job.error is not None and job.error["code"] == "attempts_exhausted"
+    assert claim(database) is None
+
+
+def test_handing_back_is_not_counted_as_lost(database: Database, model_id: str) -> None:
+    job_id = queue(database, model_id)
+    for _ in range(5):
+        held = claim(database)
+        assert held is not None
+        call(database, lifecycle.hand_back, held)
+    job = look(database, job_id)
+    assert (job.status, job.attempt, job.lost_attempts) == ("queued", 5, 0)
+
+
+@pytest.mark.parametrize("end", ["fail", "hand_back", "lose", "finish_cancel"])
+def test_a_job_that_was_asked_to_stop_ends_as_cancelled(database: Database, model_id: str, end: str) -> None:
+    job_id = queue(database, model_id)
+    held = claim(database)
+    assert held is not None
+    call(database, lifecycle.cancel, EMBEDDED_TENANT, job_id)
+    assert call(database, lifecycle.renew, held, lease=LEASE) == Status.CANCELLING
+    assert call(database, lifecycle.succeed, held, result={}, artifacts=[ARTIFACT]) is None
+    arguments = {"fail": ({"code": "x", "title": "x", "detail": "x"},), "lose": ("gone",)}.get(end, ())
+    call(database, getattr(lifecycle, end), held, *arguments, **({"most": 3} if end == "lose" else {}))
+    job = look(database, job_id)
+    assert job.status == "cancelled" and job.finished_at is not None and job.lease_expires_at is None
+
+
+def test_a_cancelled_job_whose_worker_fell_silent_is_cancelled(database: Database, model_id: str) -> None:
+    job_id = queue(database, model_id)
+    claim(database, lease=timedelta(seconds=-1))
+    call(database, lifecycle.cancel, EMBEDDED_TENANT, job_id)
+    call(database, lifecycle.expire_leases, most=3)
+    assert look(database, job_id).status == "cancelled"
+
+
+def test_two_passes_at_once_expire_a_lease_once(database: Database, model_id: str) -> None:
+    job_id = queue(database, model_id)
+    claim(database, lease=timedelta(seconds=-1))
+    with ThreadPoolExecutor(4) as pool:
+        changed = list(pool.map(lambda _: call(database, lifecycle.expire_leases, most=3), range(4)))
+    assert sum(len(one) for one in changed) == 1
+    assert look(database, job_id).lost_attempts == 1
+
+
+def test_events_are_numbered_without_gaps_under_contention(database: Database, model_id: str) -> None:
+    job_id = queue(database, model_id)
+    job = look(database, job_id)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: call(database, events.append, job, "log", f"line {n}\0"), range(40)))
+    with database.read() as session:
+        found = queries.events_after(session, EMBEDDED_TENANT, job_id, after=0, limit=100)
+    assert [event.seq for event in found] == list(range(1, 41))
+
+
+def test_terminal_states_never_change(database: Database, model_id: str) -> None:
+    assert {Status.SUCCEEDED, Status.FAILED, Status.CANCELLED} == TERMINAL
+    assert all(not FOLLOWS[status] for status in TERMINAL)
+    job_id = queue(database, model_id)
+    call(database, lifecycle.cancel, EMBEDDED_TENANT, job_id)
+    assert call(database, lifecycle.cancel, EMBEDDED_TENANT, job_id) is None
+    assert claim(database) is None
+    with pytest.raises(AssertionError, match="no transition"):
+        call(database, lifecycle._change, job_id, Status.CANCELLED, status=Status.QUEUED)

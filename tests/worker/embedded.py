@@ -1,0 +1,167 @@
+"""An embedded set-up in a folder, with small real data, and real workers that can be killed."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from app import broker
+from app.blobs import LocalBlobs
+from app.broker import make_celery
+from app.database import EMBEDDED_TENANT, Database
+from app.jobs import queries, service
+from app.jobs.table import Job, JobEvent
+from app.settings import Settings
+from app.spec import JobRequest
+from tests.adaptation.conftest import CLASSES, SIZE
+from worker.process import WorkerProcess
+
+ROOT = Path(__file__).parents[2]
+QUICK: dict[str, Any] = {"method": "source_only"}
+ENDLESS: dict[str, Any] = {"settings": {"bridging": {"steps": 1_000_000, "batch_size": 8, "patience": 0, "validate_every": 1000}}}
+
+
+@dataclass
+class Embedded:
+    settings: Settings
+    db: Database
+    blobs: LocalBlobs
+    data: Path
+    """target/, pairs/, test/ and source.safetensors."""
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def process(self, **changes: Any) -> WorkerProcess:
+        """A worker in this process: for drain(), supervisor and housekeeping."""
+        settings = self.settings.model_copy(update=changes)
+        return WorkerProcess(settings, self.db, self.blobs, make_celery(settings))
+
+    def submit(self, *, wake: bool = True, **changes: Any) -> str:
+        """A job over all of the data, training a few steps unless `changes` say otherwise."""
+        where = f"file://{self.data}"
+        scaling = {"kind": "millimetres", "high": 5000}
+        body: dict[str, Any] = {
+            "source_model": {"architecture": "timm/test_resnet", "classes": CLASSES, "input": {"size": SIZE}},
+            "data": {
+                "target": {"uri": f"{where}/target", "scaling": scaling},
+                "pairs": {"uri": f"{where}/pairs", "scaling": scaling},
+            },
+            "settings": {
+                "precision": "fp32",
+                "bridging": {"steps": 12, "batch_size": 8, "validate_every": 4},
+                "transfer": {"epochs": 3, "batch_size": 16},
+            },
+            "device": "cpu",
+        }
+        merged = copy.deepcopy(body)
+        for key, value in changes.items():
+            merged[key] = {**merged[key], **value} if isinstance(value, dict) else value
+        request = JobRequest.model_validate_json(json.dumps(merged))
+        with self.blobs.stage() as staged:
+            staged.write((self.data / "source.safetensors").read_bytes())
+            job, _ = service.submit(self.db, self.blobs, self.settings, EMBEDDED_TENANT, request, staged, None)
+        if wake:
+            self.wake(job.id)
+        return job.id
+
+    def wake(self, job_id: str) -> None:
+        celery = make_celery(self.settings)
+        with celery:
+            assert broker.wake(celery, job_id)
+            celery.pool.force_close_all()
+
+    def job(self, job_id: str) -> Job:
+        return service.read(self.db, EMBEDDED_TENANT, job_id)
+
+    def events(self, job_id: str, kind: str | None = None) -> list[JobEvent]:
+        with self.db.read() as session:
+            found = queries.events_after(session, EMBEDDED_TENANT, job_id, after=0, limit=100_000)
+        return [event for event in found if kind in (None, event.kind)]
+
+    def published(self, job_id: str) -> dict[str, bytes]:
+        """name -> content, as the rows have it."""
+        with self.db.read() as session:
+            rows = queries.artifacts_of(session, EMBEDDED_TENANT, job_id)
+        return {row.name: self.blobs.path(row.blob_key).read_bytes() for row in rows}
+
+    def kept(self, job_id: str) -> list[str]:
+        """Keys of the job's blobs, named by a row or not."""
+        return sorted(key for key in self.blobs.keys_older_than(-60) if job_id in key)
+
+    def until(self, job_id: str, *statuses: str, seconds: float = 60) -> Job:
+        wait_for(lambda: self.job(job_id).status in statuses, f"{job_id} {statuses}", seconds, lambda: self.story(job_id))
+        return self.job(job_id)
+
+    def until_event(self, job_id: str, kind: str, *, attempt: int = 1, words: str = "", seconds: float = 60) -> JobEvent:
+        def found() -> list[JobEvent]:
+            return [event for event in self.events(job_id, kind) if event.attempt >= attempt and words in event.message]
+
+        wait_for(found, f"{kind} {words!r} of {job_id}", seconds, lambda: self.story(job_id))
+        return found()[0]
+
+    def story(self, job_id: str) -> str:
+        return "\n".join(f"{event.attempt} {event.kind}: {event.message}" for event in self.events(job_id))
+
+    @contextmanager
+    def worker(self, **changes: Any) -> Iterator[subprocess.Popen[bytes]]:
+        """A real one, as `make worker` starts it. At the end it is asked to stop, unless the test has seen to its end."""
+        settings = self.settings.model_copy(update=changes)
+        env = {key: value for key, value in os.environ.items() if not key.startswith("MODALBRIDGE_")} | {"OMP_NUM_THREADS": "1"}
+        for name, value in settings.model_dump(mode="json").items():
+            env[f"MODALBRIDGE_{name.upper()}"] = os.pathsep.join(value) if isinstance(value, list) else str(value)
+        command = [sys.executable, "-W", "ignore", "-m", "celery", "--app", "worker.celery_app", "worker", "--pool", "solo"]
+        command += ["--concurrency", "1", "--queues", "jobs", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+        with (self.settings.data_dir / "workers.log").open("ab") as log:
+            running = subprocess.Popen(command, env=env, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+        self.workers.append(running)
+        try:
+            yield running
+            if running.poll() is None:
+                running.send_signal(signal.SIGTERM)
+                assert running.wait(30) == 0, "a worker that is asked to stop ends well"
+        finally:
+            if running.poll() is None:
+                running.kill()
+                running.wait()
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 30, story: Callable[[], str] = lambda: "") -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"waited {seconds:g} s for {what}\n{story()}"
+        time.sleep(0.05)
+
+
+def processes_that_name(text: str) -> list[int]:
+    """Numbers of the living processes whose command line has the text."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and int(folder.name) != os.getpid():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                if text.encode() in (folder / "cmdline").read_bytes():
+                    found.append(int(folder.name))
+    return found
+
+
+def child_of(embedded: Embedded, job_id: str, attempt: int) -> int:
+    """The number of the process that runs this attempt."""
+    wait_for(lambda: processes_that_name(f"{job_id}/attempt-{attempt}/"), f"the process of attempt {attempt} of {job_id}")
+    (number,) = processes_that_name(f"{job_id}/attempt-{attempt}/")
+    return number
+
+
+def gone(number: int) -> bool:
+    """Dead, reaped or not."""
+    try:
+        return "\nState:\tZ" in Path(f"/proc/{number}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True

@@ -1,0 +1,45 @@
+"""The worker process by itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import sqlalchemy as sa
+
+from app.jobs.table import Worker
+from tests.worker.embedded import ROOT, Embedded, wait_for
+
+
+def python(code: str, embedded: Embedded, *arguments: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {
+        "MODALBRIDGE_DATA_DIR": str(embedded.settings.data_dir),
+        "MODALBRIDGE_DATABASE_URL": embedded.settings.database_url,
+    }
+    command = [sys.executable, *arguments, *(["-c", code] if code else [])]
+    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_no_torch_in_the_workers_own_process(embedded: Embedded):
+    code = "import sys, worker.tasks; print({'torch', 'torchvision', 'numpy', 'PIL'} & set(sys.modules))"
+    done = python(code, embedded)
+    assert done.stdout == "set()\n", done.stderr
+
+
+def test_it_is_known_while_it_runs_and_not_afterwards(embedded: Embedded):
+    def known() -> int:
+        with embedded.db.read() as session:
+            return session.scalar(sa.select(sa.func.count(Worker.id)))
+
+    with embedded.worker():
+        wait_for(known, "the worker's row")
+    assert known() == 0
+
+
+def test_it_does_not_start_on_a_schema_that_it_does_not_know(embedded: Embedded):
+    with embedded.db.write() as session:
+        session.execute(sa.text("UPDATE alembic_version SET version_num = 'another'"))
+    done = python("", embedded, "-m", "celery", "--app", "worker.celery_app", "worker", "--pool", "solo")
+    assert done.returncode != 0
+    assert "make migrate" in done.stderr

@@ -1,0 +1,183 @@
+"""Each part over both databases; what it must do, and what it must leave alone."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from app.jobs import queries
+from app.jobs.table import Job, Worker
+from tests.worker.embedded import QUICK, Embedded, wait_for
+from worker import housekeeping, workspace
+from worker.draining import claim_next, drain
+from worker.process import WorkerProcess
+
+
+def messages(embedded: Embedded) -> int:
+    return len(list((embedded.settings.broker_dir / "messages").glob("*.msg")))
+
+
+def workers(embedded: Embedded) -> list[Worker]:
+    with embedded.db.read() as session:
+        return list(session.scalars(sa.select(Worker).order_by(Worker.id)))
+
+
+def age(path: Path, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+
+
+def expire(embedded: Embedded, job_id: str) -> None:
+    with embedded.db.write() as session:
+        long_ago = embedded.db.now(session) - timedelta(hours=1)
+        session.execute(sa.update(Job).where(Job.id == job_id).values(lease_expires_at=long_ago))
+
+
+def test_a_heartbeat_makes_the_row_and_renews_it(embedded_both: Embedded):
+    worker = embedded_both.process()
+    housekeeping.heartbeat(worker)
+    (first,) = workers(embedded_both)
+    assert (first.id, first.pid, first.job_id) == (worker.id, os.getpid(), None)
+    worker.job_id = "job_x"
+    housekeeping.heartbeat(worker)
+    (second,) = workers(embedded_both)
+    assert second.last_seen_at > first.last_seen_at
+    assert second.started_at == first.started_at
+    assert second.job_id == "job_x"
+    housekeeping.leave(worker)
+    assert workers(embedded_both) == []
+
+
+def test_silent_workers_are_forgotten_after_a_day(embedded_both: Embedded):
+    old, new = embedded_both.process(), embedded_both.process()
+    housekeeping.heartbeat(old)
+    housekeeping.heartbeat(new)
+    with embedded_both.db.write() as session:
+        seen = embedded_both.db.now(session) - timedelta(hours=25)
+        session.execute(sa.update(Worker).where(Worker.id == old.id).values(last_seen_at=seen))
+        assert [worker.id for worker in queries.workers_seen_since(session, seen + timedelta(hours=24))] == [new.id]
+    housekeeping.remove_silent_workers(new)
+    assert [worker.id for worker in workers(embedded_both)] == [new.id]
+
+
+def test_a_silent_workers_job_is_queued_again_and_after_three_times_failed(embedded_both: Embedded):
+    job_id = embedded_both.submit(wake=False)
+    worker = embedded_both.process()
+    for lost in (1, 2):
+        assert claim_next(worker) is not None
+        housekeeping.expire_leases(worker)
+        assert embedded_both.job(job_id).status == "running", "its lease has not run out"
+        expire(embedded_both, job_id)
+        threads = [threading.Thread(target=housekeeping.expire_leases, args=(worker,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (embedded_both.job(job_id).status, embedded_both.job(job_id).lost_attempts) == ("queued", lost), "once each"
+    assert claim_next(worker) is not None
+    expire(embedded_both, job_id)
+    housekeeping.expire_leases(worker)
+    job = embedded_both.job(job_id)
+    assert (job.status, job.error["code"]) == ("failed", "attempts_exhausted")
+    assert worker.id in job.error["detail"]
+
+
+def test_queued_jobs_wake_as_many_workers_as_are_idle(embedded_both: Embedded):
+    for n in range(3):
+        embedded_both.submit(wake=False, seed=n)
+    idle, busy, silent = (embedded_both.process() for _ in range(3))
+    busy.job_id = "job_x"
+    for worker in (idle, busy, silent):
+        housekeeping.heartbeat(worker)
+    with embedded_both.db.write() as session:
+        seen = embedded_both.db.now(session) - timedelta(minutes=5)
+        session.execute(sa.update(Worker).where(Worker.id == silent.id).values(last_seen_at=seen))
+    housekeeping.wake_idle_workers(busy)
+    assert messages(embedded_both) == 1
+    idle.job_id = "job_y"
+    housekeeping.heartbeat(idle)
+    housekeeping.wake_idle_workers(busy)
+    assert messages(embedded_both) == 1, "busy workers look by themselves when they are done"
+
+
+def test_without_queued_jobs_nothing_is_sent(embedded: Embedded):
+    worker = embedded.process()
+    housekeeping.look(worker)
+    assert messages(embedded) == 0
+
+
+def test_work_folders_go_with_their_jobs(embedded_both: Embedded):
+    worker = embedded_both.process()
+    over, deleted, waiting = (embedded_both.submit(wake=False, seed=n, **QUICK) for n in range(3))
+    for job_id in (over, deleted, waiting):
+        workspace.prepare(worker.settings.work_dir, job_id, 1)
+    with embedded_both.db.write() as session:
+        session.execute(sa.update(Job).where(Job.id == over).values(status="failed"))
+        session.execute(sa.delete(Job).where(Job.id == deleted))
+    housekeeping.remove_work_folders(worker)
+    assert list(workspace.jobs_here(worker.settings.work_dir)) == [waiting]
+
+
+def test_blobs_that_no_row_names_go_and_others_stay(embedded_both: Embedded):
+    worker = embedded_both.process()
+    job_id = embedded_both.submit(wake=False, **QUICK)
+    assert drain(worker) == 1
+    named = sorted(embedded_both.blobs.keys_older_than(-60))
+    assert len(named) > 3
+    for key in ("jobs/tenant_embedded/job_1/1/model.json", "source_models/tenant_embedded/model_1", "source_models/young"):
+        with embedded_both.blobs.stage() as staged:
+            staged.write(b"x")
+            embedded_both.blobs.keep(staged, key)
+    for path in embedded_both.blobs.kept.rglob("*"):
+        if path.is_file() and path.name != "young":
+            age(path, housekeeping.ORPHAN_S + 60)
+    abandoned, fresh = embedded_both.blobs.aside / "abandoned", embedded_both.blobs.aside / "fresh"
+    for path in (abandoned, fresh):
+        path.write_bytes(b"half")
+    age(abandoned, housekeeping.ABANDONED_S + 60)
+    housekeeping.sweep(worker)
+    assert sorted(embedded_both.blobs.keys_older_than(-60)) == sorted([*named, "source_models/young"])
+    assert [path.name for path in embedded_both.blobs.aside.iterdir()] == ["fresh"]
+    assert embedded_both.published(job_id)
+    fresh.unlink()
+
+
+def test_a_part_that_fails_keeps_no_other_from_running(embedded: Embedded, capsys):
+    worker = embedded.process()
+    job_id = embedded.submit(wake=False)
+    messages_dir = embedded.settings.broker_dir / "messages"
+    messages_dir.rmdir()
+    messages_dir.write_text("the broker's folder is a file")
+    assert claim_next(worker) is not None
+    expire(embedded, job_id)
+    housekeeping.look(worker)
+    assert embedded.job(job_id).status == "queued"
+    messages_dir.unlink()
+    messages_dir.mkdir()
+    housekeeping.look(worker)
+    assert messages(embedded) == 1
+    assert "wake-up not sent" in capsys.readouterr().out
+
+
+def test_the_thread_outlives_a_database_that_is_away_and_ends_when_asked(embedded: Embedded, capsys):
+    worker: WorkerProcess = embedded.process(housekeeping_s=0.05)
+    keeper = housekeeping.Housekeeping(worker)
+    keeper.start()
+    wait_for(lambda: workers(embedded), "the first heartbeat")
+    (before,) = workers(embedded)
+    with embedded.db.write() as session:
+        session.execute(sa.text("ALTER TABLE workers RENAME TO gone"))
+    wait_for(lambda: "a part of housekeeping failed" in capsys.readouterr().out, "a failed pass")
+    with embedded.db.write() as session:
+        session.execute(sa.text("ALTER TABLE gone RENAME TO workers"))
+    wait_for(lambda: workers(embedded)[0].last_seen_at > before.last_seen_at + timedelta(seconds=0.1), "the next heartbeat")
+    began = time.monotonic()
+    keeper.stop()
+    assert time.monotonic() - began < 2
+    assert workers(embedded) == []
+    assert "housekeeping" not in [thread.name for thread in threading.enumerate()]

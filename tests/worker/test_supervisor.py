@@ -1,0 +1,270 @@
+"""One attempt, from its claim to its end, with the real engine in a real process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from app.database import EMBEDDED_TENANT
+from app.jobs import queries, service
+from app.jobs.table import Job
+from app.source_models.table import SourceModel
+from tests.conftest import POSTGRES
+from tests.worker.conftest import embedded_in
+from tests.worker.embedded import ENDLESS, QUICK, Embedded, child_of, gone, processes_that_name, wait_for
+from worker import supervisor
+from worker.draining import claim_next, drain
+
+
+@contextmanager
+def meanwhile(step: Callable[[], None]) -> Iterator[None]:
+    """Runs the step beside the supervisor, which has this thread: a child is tied to the thread that started it."""
+    raised: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            step()
+        except BaseException as error:  # told below, in the test's own thread
+            raised.append(error)
+
+    thread = threading.Thread(target=guarded)
+    thread.start()
+    yield
+    thread.join(60)
+    assert not thread.is_alive()
+    if raised:
+        raise raised[0]
+
+
+def test_a_job_from_claim_to_published_model(embedded_both: Embedded):
+    job_id = embedded_both.submit(wake=False, data=evaluated(embedded_both))
+    assert drain(embedded_both.process()) == 1
+    job = embedded_both.job(job_id)
+    assert job.status == "succeeded", job.error
+    assert job.phase is None and job.progress is None and job.worker_id is None
+    assert job.result["verdict"] in ("deploy", "do_not_deploy", "unclear", "look_closer") or job.result["verdict"]
+    assert job.result["accuracy"]["images"] == 36
+    published = embedded_both.published(job_id)
+    assert {"model.safetensors", "model.json", "report.html", "report.json", "metrics.json"} <= set(published)
+    assert embedded_both.kept(job_id) == sorted(f"jobs/{EMBEDDED_TENANT}/{job_id}/1/{name}" for name in published)
+    kinds = [event.kind for event in embedded_both.events(job_id)]
+    assert kinds[:3] == ["state", "state", "started"] and kinds[-1] == "state"
+    assert {"phase", "data", "checkpoint"} <= set(kinds)
+    phases = [event.message for event in embedded_both.events(job_id, "phase")]
+    assert phases == ["preparing", "bridging", "transferring", "evaluating", "publishing"]
+    assert [event.seq for event in embedded_both.events(job_id)] == list(range(1, len(kinds) + 1))
+    with embedded_both.db.read() as session:
+        series = {
+            point.series
+            for point in queries.metrics_after(session, EMBEDDED_TENANT, job_id, series=None, after=None, limit=10_000)
+        }
+    assert series == set(json.loads(published["metrics.json"])["series"])
+    assert processes_that_name(job_id) == []
+
+
+def evaluated(embedded: Embedded) -> dict[str, object]:
+    scaling = {"kind": "millimetres", "high": 5000}
+    return {
+        "evaluation": {"uri": f"file://{embedded.data}/test"},
+        "target": {"uri": f"file://{embedded.data}/target", "scaling": scaling},
+        "pairs": {"uri": f"file://{embedded.data}/pairs", "scaling": scaling},
+    }
+
+
+def test_what_the_engine_finds_wrong_ends_the_job_with_its_code(embedded: Embedded):
+    job_id = embedded.submit(wake=False, **QUICK)
+    with embedded.db.write() as session:
+        description = session.scalar(sa.select(SourceModel.description))
+        session.execute(sa.update(SourceModel).values(description=description | {"architecture": "timm/test_vit"}))
+    drain(embedded.process())
+    job = embedded.job(job_id)
+    assert (job.status, job.error["code"]) == ("failed", "source_model_mismatch")
+    assert job.error["remedy"]
+    assert embedded.published(job_id) == {} and embedded.kept(job_id) == []
+
+
+def test_code_in_a_pickle_does_not_run(embedded: Embedded, tmp_path: Path):
+    """The front end would not have taken this file: here it is put into its place behind its back."""
+    marker = tmp_path / "the code ran"
+    code = b"cos\nsystem\n(S'touch \"" + os.fsencode(marker) + b"\"'\ntR."
+    job_id = embedded.submit(wake=False, **QUICK)
+    with embedded.db.read() as session:
+        embedded.blobs.path(session.scalar(sa.select(SourceModel.blob_key))).write_bytes(code)
+    drain(embedded.process())
+    job = embedded.job(job_id)
+    assert job.status == "failed"
+    assert job.error["code"] in ("unsafe_pickle", "source_model_format")
+    assert not marker.exists()
+
+
+def test_a_process_that_dies_without_a_result_fails_the_job_with_its_last_words(embedded: Embedded):
+    job_id = embedded.submit(wake=False, **QUICK)
+    drain(embedded.process(child_memory_bytes=20 * 2**20))  # Python itself starts in this, and the engine does not
+    job = embedded.job(job_id)
+    assert (job.status, job.error["code"], job.lost_attempts) == ("failed", "child_died", 0)
+    assert "Error" in embedded.events(job_id, "log")[-1].message
+
+
+def test_a_file_that_outgrows_its_limit_is_a_full_disk(embedded: Embedded):
+    job_id = embedded.submit(wake=False, **QUICK)
+    drain(embedded.process(child_file_bytes=50_000))
+    job = embedded.job(job_id)
+    assert (job.status, job.error["code"]) == ("failed", "disk_full")
+
+
+def test_without_data_roots_nothing_may_be_read(embedded: Embedded):
+    job_id = embedded.submit(wake=False, **QUICK)
+    drain(embedded.process(data_roots=()))
+    assert embedded.job(job_id).error["code"] == "reference_outside_roots"
+
+
+def test_the_time_limit_ends_the_job(embedded: Embedded):
+    job_id = embedded.submit(wake=False, **ENDLESS)
+    drain(embedded.process(job_time_limit_s=1.0))
+    job = embedded.job(job_id)
+    assert (job.status, job.error["code"]) == ("failed", "time_limit")
+
+
+def test_a_cancelled_job_is_stopped_and_publishes_nothing(embedded_both: Embedded):
+    job_id = embedded_both.submit(wake=False, **ENDLESS)
+
+    def cancel() -> None:
+        embedded_both.until_event(job_id, "phase", words="bridging")
+        service.cancel(embedded_both.db, EMBEDDED_TENANT, job_id)
+        assert embedded_both.job(job_id).status in ("cancelling", "cancelled")
+
+    with meanwhile(cancel):
+        drain(embedded_both.process())
+    job = embedded_both.job(job_id)
+    assert job.status == "cancelled"
+    assert embedded_both.events(job_id, "log")[-1].message.startswith("stopped at bridging"), "it was asked, not killed"
+    assert embedded_both.kept(job_id) == []
+
+
+def test_one_that_does_not_hear_is_killed_after_the_grace(embedded: Embedded):
+    job_id = embedded.submit(wake=False, **ENDLESS)
+
+    def cancel() -> None:
+        embedded.until_event(job_id, "phase", words="bridging")
+        os.kill(child_of(embedded, job_id, 1), signal.SIGSTOP)
+        service.cancel(embedded.db, EMBEDDED_TENANT, job_id)
+
+    with meanwhile(cancel):
+        drain(embedded.process(cancel_grace_s=0.5))
+    assert embedded.job(job_id).status == "cancelled"
+    assert "stopped at" not in embedded.story(job_id)
+
+
+def test_a_worker_that_stops_hands_its_job_back(embedded: Embedded):
+    job_id = embedded.submit(wake=False, **ENDLESS)
+    worker = embedded.process()
+
+    def stop() -> None:
+        embedded.until_event(job_id, "checkpoint")
+        worker.stop_asked = True
+
+    with meanwhile(stop):
+        assert drain(worker) == 1
+    job = embedded.job(job_id)
+    assert (job.status, job.lost_attempts, job.worker_id) == ("queued", 0, None)
+    assert "handed back" in embedded.story(job_id)
+    service.cancel(embedded.db, EMBEDDED_TENANT, job_id)
+
+
+def test_a_process_that_is_killed_is_a_lost_attempt_and_three_are_the_end(embedded: Embedded):
+    """As the kernel does where memory runs out."""
+    job_id = embedded.submit(wake=False, **ENDLESS)
+
+    def kill() -> None:
+        for attempt in (1, 2, 3):
+            embedded.until_event(job_id, "checkpoint", attempt=attempt)
+            os.kill(child_of(embedded, job_id, attempt), signal.SIGKILL)
+
+    with meanwhile(kill):
+        assert drain(embedded.process()) == 3
+    job = embedded.job(job_id)
+    assert (job.status, job.error["code"], job.lost_attempts, job.attempt) == ("failed", "attempts_exhausted", 3, 3)
+    assert "SIGKILL" in job.error["detail"]
+    resumed = [event.data["resumed_from"] for event in embedded.events(job_id, "started")]
+    assert resumed[0] is None and resumed[1] is not None and resumed[2] is not None
+    assert resumed[2][1] > resumed[1][1] > 0, "each went on where the last one was"
+
+
+def test_an_attempt_that_has_lost_its_lease_writes_nothing_more(embedded: Embedded):
+    job_id = embedded.submit(wake=False, **ENDLESS)
+    worker = embedded.process()
+    claim = claim_next(worker)
+
+    def take_over() -> None:
+        embedded.until_event(job_id, "checkpoint")
+        number = child_of(embedded, job_id, 1)
+        with embedded.db.write() as session:
+            session.execute(sa.update(Job).where(Job.id == job_id).values(attempt=2, worker_id="worker_other"))
+        wait_for(lambda: gone(number), "the death of the stale process", 5)
+
+    with meanwhile(take_over):
+        assert supervisor.run(worker, claim) is None
+    story = embedded.story(job_id)
+    time.sleep(0.2)
+    assert embedded.story(job_id) == story
+    job = embedded.job(job_id)
+    assert (job.status, job.attempt, job.worker_id) == ("running", 2, "worker_other")
+    assert embedded.kept(job_id) == []
+
+
+def test_a_job_cancelled_while_it_is_published_leaves_no_blob(embedded: Embedded):
+    job_id = embedded.submit(wake=False, **QUICK)
+
+    def cancel() -> None:
+        embedded.until_event(job_id, "phase", words="evaluating")
+        service.cancel(embedded.db, EMBEDDED_TENANT, job_id)
+
+    with meanwhile(cancel):
+        drain(embedded.process(lease_s=3600))
+    job = embedded.job(job_id)
+    assert job.status == "cancelled"
+    assert embedded.published(job_id) == {} and embedded.kept(job_id) == []
+
+
+@pytest.mark.postgres
+def test_the_database_goes_away_for_a_while_and_the_job_goes_on(
+    tmp_path: Path, new_database_url: Callable[[str], str], small_data: Path
+):
+    url = new_database_url("postgres")
+    name = sa.make_url(url).database
+    administration = sa.create_engine(POSTGRES, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+
+    def connections(allowed: bool) -> None:
+        with administration.connect() as connection:
+            connection.execute(sa.text(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS {str(allowed).lower()}'))
+            if not allowed:
+                ours = sa.text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name")
+                connection.execute(ours, {"name": name})
+
+    with embedded_in(tmp_path, url, small_data) as embedded:
+        job_id = embedded.submit(wake=False, settings={"bridging": {"steps": 60, "patience": 0}, "precision": "fp32"})
+
+        def interrupt() -> None:
+            embedded.until_event(job_id, "phase", words="bridging")
+            number = child_of(embedded, job_id, 1)
+            connections(False)
+            time.sleep(4)  # longer than the lease, and than a tick by far
+            connections(True)
+            assert number
+
+        with meanwhile(interrupt):
+            drain(embedded.process())
+        job = embedded.job(job_id)
+        assert (job.status, job.attempt) == ("succeeded", 1)
+        phases = [event.message for event in embedded.events(job_id, "phase")]
+        assert phases == ["preparing", "bridging", "transferring", "evaluating", "publishing"], "nothing it said was lost"
+    administration.dispose()

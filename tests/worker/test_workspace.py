@@ -1,0 +1,56 @@
+"""What a new attempt finds, and what an old one cannot spoil."""
+
+from __future__ import annotations
+
+from worker import workspace
+
+
+def test_the_next_attempt_finds_the_newest_checkpoint_and_the_cache(tmp_path):
+    first = workspace.prepare(tmp_path, "job_1", 1)
+    (first.out / "cache").mkdir()
+    (first.out / "cache/target.npy").write_bytes(b"images")
+    (first.out / "cache/.target.9.aside").write_bytes(b"half")
+    (first.out / "checkpoint.pt").write_bytes(b"step 3")
+    second = workspace.prepare(tmp_path, "job_1", 2)
+    (second.out / "checkpoint.pt").unlink()
+    (second.out / "checkpoint.pt").write_bytes(b"step 7")
+    workspace.prepare(tmp_path, "job_1", 3)
+    fifth = workspace.prepare(tmp_path, "job_1", 5)
+    assert (fifth.out / "checkpoint.pt").read_bytes() == b"step 7"
+    assert [file.name for file in (fifth.out / "cache").iterdir()] == ["target.npy"]
+    assert (fifth.out / "cache/target.npy").samefile(first.out / "cache/target.npy"), "linked, not copied"
+    assert not (fifth.out / "artifacts").exists()
+
+
+def test_a_stale_attempt_that_saves_again_changes_nothing_of_the_next(tmp_path):
+    stale = workspace.prepare(tmp_path, "job_1", 1)
+    (stale.out / "checkpoint.pt").write_bytes(b"old")
+    current = workspace.prepare(tmp_path, "job_1", 2)
+    aside = stale.out / "checkpoint.pt.partial"
+    aside.write_bytes(b"stale")
+    aside.replace(stale.out / "checkpoint.pt")
+    assert (current.out / "checkpoint.pt").read_bytes() == b"old"
+
+
+def test_finished_artifacts_are_carried_and_half_linked_ones_are_not(tmp_path):
+    first = workspace.prepare(tmp_path, "job_1", 1)
+    (first.out / "artifacts").mkdir()
+    (first.out / "artifacts/model.json").write_text("{}")
+    second = workspace.prepare(tmp_path, "job_1", 2)
+    assert (second.out / "artifacts/model.json").exists()
+    # as if the supervisor of attempt 3 had been killed while it linked
+    third = workspace.prepare(tmp_path, "job_2", 1)
+    (third.out / "artifacts.linking").mkdir()
+    fourth = workspace.prepare(tmp_path, "job_2", 2)
+    assert not (fourth.out / "artifacts").exists()
+
+
+def test_folders_are_for_their_owner_alone_and_go_as_a_whole(tmp_path):
+    made = workspace.prepare(tmp_path, "job_1", 1)
+    (tmp_path / "not-a-job").mkdir()
+    assert made.folder.stat().st_mode & 0o077 == 0
+    assert list(workspace.jobs_here(tmp_path)) == ["job_1"]
+    workspace.remove(tmp_path, "job_1")
+    workspace.remove(tmp_path, "job_1")
+    assert list(workspace.jobs_here(tmp_path)) == []
+    assert list(workspace.jobs_here(tmp_path / "nowhere")) == []

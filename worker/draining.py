@@ -1,0 +1,48 @@
+"""What a woken worker does: take the oldest queued job, run it, and go on until there is none."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import sqlalchemy as sa
+import structlog
+
+from app.jobs import lifecycle
+from app.jobs.lifecycle import Claim
+from app.jobs.table import Worker
+from worker import supervisor
+from worker.process import WorkerProcess
+
+log = structlog.get_logger()
+
+
+def drain(worker: WorkerProcess) -> int:
+    """Runs queued jobs, the oldest first, until none is left or the worker is to stop. How many attempts it ran."""
+    ran = 0
+    while not worker.stop_asked:
+        try:
+            claim = claim_next(worker)
+        except supervisor.AWAY as error:
+            log.warning("the database is away: housekeeping wakes a worker when it is back", error=str(error)[:300])
+            return ran
+        if claim is None:
+            return ran
+        log.info("attempt begins", job_id=claim.job_id, attempt=claim.attempt)
+        try:
+            job = supervisor.run(worker, claim)
+            log.info("attempt ends", job_id=claim.job_id, attempt=claim.attempt, status=job.status if job else "lost")
+        finally:
+            worker.job_id = None
+        ran += 1
+    return ran
+
+
+def claim_next(worker: WorkerProcess) -> Claim | None:
+    """The next job, if there is one; this worker's row says from the same instant what it is at."""
+    with worker.db.write() as session:
+        lease = timedelta(seconds=worker.settings.lease_s)
+        claim = lifecycle.claim_next(session, worker.id, lease=lease, now=worker.db.now(session))
+        job_id = claim.job_id if claim else None
+        session.execute(sa.update(Worker).where(Worker.id == worker.id).values(job_id=job_id))
+    worker.job_id = job_id
+    return claim
