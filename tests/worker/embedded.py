@@ -24,6 +24,7 @@ from app.jobs.table import Job, JobEvent
 from app.settings import Settings
 from app.spec import JobRequest
 from tests.adaptation.conftest import CLASSES, SIZE
+from worker import housekeeping
 from worker.process import WorkerProcess
 
 ROOT = Path(__file__).parents[2]
@@ -74,10 +75,7 @@ class Embedded:
         return job.id
 
     def wake(self, job_id: str) -> None:
-        celery = make_celery(self.settings)
-        with celery:
-            assert broker.wake(celery, job_id)
-            celery.pool.force_close_all()
+        assert broker.wake(make_celery(self.settings), job_id)
 
     def job(self, job_id: str) -> Job:
         return service.read(self.db, EMBEDDED_TENANT, job_id)
@@ -110,6 +108,10 @@ class Embedded:
 
     def story(self, job_id: str) -> str:
         return "\n".join(f"{event.attempt} {event.kind}: {event.message}" for event in self.events(job_id))
+
+    def sweep(self) -> None:
+        """What a worker does every ten minutes."""
+        housekeeping.sweep(self.process())
 
     @contextmanager
     def worker(self, **changes: Any) -> Iterator[subprocess.Popen[bytes]]:

@@ -123,37 +123,37 @@ def test_work_folders_go_with_their_jobs(embedded_both: Embedded):
     assert list(workspace.jobs_here(worker.settings.work_dir)) == [waiting]
 
 
-def test_blobs_that_no_row_names_go_and_others_stay(embedded_both: Embedded):
-    worker = embedded_both.process()
-    job_id = embedded_both.submit(wake=False, **QUICK)
+def test_blobs_that_no_row_names_go_and_others_stay(embedded: Embedded):
+    worker = embedded.process()
+    job_id = embedded.submit(wake=False, **QUICK)
     assert drain(worker) == 1
-    named = sorted(embedded_both.blobs.keys_older_than(-60))
+    named = sorted(embedded.blobs.keys_older_than(-60))
     assert len(named) > 3
     for key in ("jobs/tenant_embedded/job_1/1/model.json", "source_models/tenant_embedded/model_1", "source_models/young"):
-        with embedded_both.blobs.stage() as staged:
+        with embedded.blobs.stage() as staged:
             staged.write(b"x")
-            embedded_both.blobs.keep(staged, key)
-    for path in embedded_both.blobs.kept.rglob("*"):
+            embedded.blobs.keep(staged, key)
+    for path in embedded.blobs.kept.rglob("*"):
         if path.is_file() and path.name != "young":
             age(path, housekeeping.ORPHAN_S + 60)
-    abandoned, fresh = embedded_both.blobs.aside / "abandoned", embedded_both.blobs.aside / "fresh"
+    abandoned, fresh = embedded.blobs.aside / "abandoned", embedded.blobs.aside / "fresh"
     for path in (abandoned, fresh):
         path.write_bytes(b"half")
     age(abandoned, housekeeping.ABANDONED_S + 60)
     housekeeping.sweep(worker)
-    assert sorted(embedded_both.blobs.keys_older_than(-60)) == sorted([*named, "source_models/young"])
-    assert [path.name for path in embedded_both.blobs.aside.iterdir()] == ["fresh"]
-    assert embedded_both.published(job_id)
+    assert sorted(embedded.blobs.keys_older_than(-60)) == sorted([*named, "source_models/young"])
+    assert [path.name for path in embedded.blobs.aside.iterdir()] == ["fresh"]
+    assert embedded.published(job_id)
     fresh.unlink()
 
 
 def test_a_part_that_fails_keeps_no_other_from_running(embedded: Embedded, capsys):
     worker = embedded.process()
     job_id = embedded.submit(wake=False)
+    assert claim_next(embedded.process()) is not None
     messages_dir = embedded.settings.broker_dir / "messages"
     messages_dir.rmdir()
     messages_dir.write_text("the broker's folder is a file")
-    assert claim_next(worker) is not None
     expire(embedded, job_id)
     housekeeping.look(worker)
     assert embedded.job(job_id).status == "queued"

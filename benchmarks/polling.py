@@ -1,0 +1,93 @@
+"""What polling costs a job: the same job with and without 1,000 polls while it trains, in turns, as a ratio.
+
+    MODALBRIDGE_DATA_ROOTS=$PWD/var make serve      # in one terminal
+    make worker                                     # in another
+    python -m benchmarks.polling --work var/polling
+
+WORK lies below a root; a rendered set is made there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import torch
+from safetensors.torch import save_file
+from torchvision.models import resnet18
+
+from benchmarks.client import follow, seconds, submit
+from demo import splits
+
+
+def poll(url: str, address: str, polls: int, over_s: float, latencies: list[float]) -> None:
+    """`polls` unconditional GETs of the job, evenly over `over_s` seconds."""
+    with httpx.Client(base_url=url) as client:
+        began = time.monotonic()
+        for number in range(polls):
+            asked = time.monotonic()
+            client.get(address).raise_for_status()
+            latencies.append(time.monotonic() - asked)
+            time.sleep(max(0.0, began + (number + 1) * over_s / polls - time.monotonic()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--polls", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--rounds", type=int, default=2, help="of: without, with, with, without")
+    given = parser.parse_args()
+    work = given.work.resolve()
+    for split in ("target", "pairs"):
+        splits.prepare(work, 0, split)
+    torch.manual_seed(0)
+    classes = list(splits.CLASSES)
+    weights = work / "untrained.safetensors"
+    save_file(resnet18(num_classes=len(classes)).state_dict(), weights)
+    request = {
+        "name": "polling benchmark",
+        "source_model": {"architecture": "torchvision/resnet18", "classes": classes, "input": {"size": 48}},
+        "data": {"target": {"uri": f"file://{work}/target"}, "pairs": {"uri": f"file://{work}/pairs"}},
+        "method": "tgmb",
+        "settings": {"bridging": {"steps": given.steps, "patience": 0}, "precision": "fp32"},
+    }
+    times: dict[bool, list[float]] = {False: [], True: []}
+    latencies: list[float] = []
+    with httpx.Client(base_url=given.url, timeout=60) as client:
+        warm_up = seconds(follow(client, submit(client, request, weights)))
+        for polled in [False, True, True, False] * given.rounds:
+            address = submit(client, request, weights)
+            poller = threading.Thread(target=poll, args=(given.url, address, given.polls, 0.9 * warm_up, latencies))
+            if polled:
+                poller.start()
+            job = follow(client, address)
+            if polled:
+                poller.join()
+            if job["status"] != "succeeded":
+                raise SystemExit(f"the job ended as {job['status']}: {job['error']}")
+            times[polled].append(seconds(job))
+    without, with_polls = (statistics.mean(times[polled]) for polled in (False, True))
+    print(
+        json.dumps(
+            {
+                "polls_a_job": given.polls,
+                "seconds_without": times[False],
+                "seconds_with": times[True],
+                "cost": round(with_polls / without - 1, 4),
+                "poll_median_ms": round(statistics.median(latencies) * 1000, 2),
+                "poll_p99_ms": round(statistics.quantiles(latencies, n=100)[98] * 1000, 2),
+            },
+            indent=1,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""What the project says of itself, held against the code."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from app.settings import Settings
+from app.spec import DataSpec, InputSpec, JobRequest, LossWeights, TargetReference
+from worker.adaptation.data import read_target
+from worker.adaptation.evaluation import centre_batch
+from worker.adaptation.verdict import AGREEMENT, CHURN, ENTROPY_SHARE, FEATURE_DISTANCE_RATIO
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+each_page = pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [body for kind, body in FENCE.findall(page.read_text(encoding="utf-8")) if kind == language]
+
+
+def requests(page: Path) -> list[dict[str, Any]]:
+    return [found for block in blocks(page, "json") if {"data", "source_model"} <= (found := json.loads(block)).keys()]
+
+
+def table(page: str, first: str) -> dict[str, list[str]]:
+    """Rows of the page's tables whose first cell has the text: that cell without backquotes -> the other cells."""
+    rows = (line.strip("|").split("|") for line in text(page).splitlines() if line.startswith("|"))
+    return {cells[0].strip(" `"): [cell.strip(" `") for cell in cells[1:]] for cells in rows if first in cells[0]}
+
+
+@each_page
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    prose = FENCE.sub("", page.read_text(encoding="utf-8"))
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", prose) if not re.match(r"[a-z]+:|#", link)]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@each_page
+def test_every_variable_is_read_by_the_settings_or_the_tests(page: Path) -> None:
+    known = {f"MODALBRIDGE_{name.upper()}" for name in Settings.model_fields}
+    known |= set(re.findall(r"MODALBRIDGE_[A-Z_]+", text("tests/conftest.py")))
+    assert set(re.findall(r"MODALBRIDGE_[A-Z_]+", page.read_text(encoding="utf-8"))) - known == set()
+
+
+@each_page
+def test_every_make_target_exists(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z]+):", text("Makefile"), re.MULTILINE))
+    code = re.findall(r"`[^`\n]+`|^ {4}.+$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert {name for line in code for name in re.findall(r"(?:^|[` ])make ([a-z]+)", line)} - targets == set()
+
+
+@each_page
+def test_every_request_is_one(page: Path) -> None:
+    for request in requests(page):
+        JobRequest.model_validate_json(json.dumps(request))
+
+
+@each_page
+def test_every_test_that_is_named_exists(page: Path) -> None:
+    written = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8")))
+    assert named - set(re.findall(r"^def (test_\w+)", written, re.MULTILINE)) == set()
+
+
+@each_page
+def test_every_python_block_is_python(page: Path) -> None:
+    for block in blocks(page, "python"):
+        compile(block, str(page), "exec")
+
+
+def test_there_are_requests_to_look_at() -> None:
+    assert [page.name for page in PAGES if requests(page)] == ["README.md", "data.md", "quickstart.md"]
+
+
+def test_every_setting_is_told_with_its_default() -> None:
+    told = {name: cells[0] for name, cells in table("docs/operating.md", "`MODALBRIDGE_").items()}
+    expected = {}
+    for name, field in Settings.model_fields.items():
+        empty = field.default in ("", ())
+        expected[f"MODALBRIDGE_{name.upper()}"] = (
+            "(empty)" if empty else f"{field.default:.0f}" if isinstance(field.default, float) else str(field.default)
+        )
+    assert told == expected
+
+
+def test_every_loss_is_told_with_its_weight_and_default() -> None:
+    rows = table("docs/method.md", "`L_").values()
+    assert {row[1]: float(row[2]) for row in rows} == {
+        f"settings.weights.{name}": field.default for name, field in LossWeights.model_fields.items()
+    }
+
+
+def test_the_verdicts_thresholds_are_those_of_the_code() -> None:
+    rows = text("docs/method.md").partition("## The verdict")[2]
+    for word, (near, far) in {"above": ENTROPY_SHARE, "below": AGREEMENT}.items():
+        assert f"| {word} {near} | {word} {far} |" in rows
+    assert "| above {} | above {} |".format(*FEATURE_DISTANCE_RATIO) in rows
+    assert f"| above {CHURN} | |" in rows
+
+
+def test_the_quickstarts_input_is_the_engines(tmp_path: Path) -> None:
+    """The function on the page, which uses nothing of ours, gives what the model was adapted and evaluated on."""
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        depth = (2000 + 30 * np.add.outer(np.arange(60), np.arange(80)) + rng.normal(0, 20, (60, 80))).astype(np.uint16)
+        depth[rng.integers(0, 60, 40), rng.integers(0, 80, 40)] = 0
+        Image.fromarray(depth).save(tmp_path / f"{i}.png")
+    input = InputSpec(size=32, crop_ratio=0.8)
+    data = DataSpec(target=TargetReference(uri=str(tmp_path)))
+    target = read_target(data, input, tmp_path / ".cache", emit=lambda _: None)
+    (block,) = (block for block in blocks(ROOT / "docs/quickstart.md", "python") if "def depth_to_input" in block)
+    page: dict[str, Any] = {}
+    exec(block.partition("\ncard = ")[0], page)
+    sensor = {"gain": target.range.gain, "low": target.low, "high": target.high, "no_reading": 0}
+    card = {"input": input.model_dump(), "sensor": sensor}
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (input.mean, input.std))
+    for i, name in enumerate(target.names):
+        ours = (centre_batch(target, np.array([i]), input.size).expand(-1, 3, -1, -1) - mean) / std
+        assert (page["depth_to_input"](tmp_path / name, card) - ours).abs().max() < 1e-3
