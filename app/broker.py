@@ -55,7 +55,9 @@ transport.TRANSPORT_ALIASES["filesystem"] = f"{__name__}:AtomicFilesystem"
 
 
 def make_celery(settings: Settings) -> Celery:
-    celery = Celery("modalbridge", broker=settings.broker_url)
+    # Kombu warns of a URL without a host at each connection; the filesystem has none to name.
+    url = "filesystem://localhost//" if settings.broker_url == "filesystem://" else settings.broker_url
+    celery = Celery("modalbridge", broker=url)
     celery.conf.update(
         task_serializer="json",
         accept_content=["json"],

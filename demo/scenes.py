@@ -7,6 +7,7 @@ Lengths are metres, z is up, colours are linear in [0, 1] until `expose`.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +15,13 @@ import trimesh
 from trimesh.ray.ray_pyembree import RayMeshIntersector
 from trimesh.transformations import rotation_matrix
 
-from demo.shapes import Part, Shape, blob
+from demo.shapes import SHAPES, USUAL_LOOK, Part, blob
 
 SUPERSAMPLING = 2
 NEAREST, FARTHEST = 0.5, 4.5
 """What the depth sensor can read, in metres."""
+USUAL_SHARE = 0.6
+"""Of the objects: these have their kind's usual look, the others any."""
 BASELINE = 0.075
 """From the depth sensor's camera to its projector, in metres: what the projector does not light has no reading."""
 
@@ -63,22 +66,27 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def _material(rng: np.random.Generator, cycles: tuple[float, float]) -> Material:
-    """cycles: the least and the most repetitions a metre."""
-    pattern = rng.choice(["plain", "plain", "stripes", "checks", "marble"])
+def _material(rng: np.random.Generator, cycles: tuple[float, float], contrast: float, look: str | None = None) -> Material:
+    """cycles: the least and the most repetitions a metre. contrast: standard deviation between the two colours. look: the
+    kind of object whose usual look is varied; None: any pattern and colours."""
+    pattern = str(rng.choice(["plain", "plain", "stripes", "checks", "marble"]))
     first = rng.uniform(0.03, 0.9, 3)
-    second = np.clip(first + rng.normal(scale=0.25, size=3), 0.02, 0.95)
+    second = first + rng.normal(scale=contrast, size=3)
+    if look is not None:
+        pattern, *usual = USUAL_LOOK[look]
+        first, second = np.array(usual) * rng.uniform(0.7, 1.3) + rng.normal(scale=0.03, size=(2, 3))
     axes = _unit(rng.normal(size=(2, 3))) * 2 * np.pi * rng.uniform(*cycles)
-    return Material(str(pattern), np.stack([first, second]), axes, rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.5))
+    colours = np.clip([first, second], 0.02, 0.95)
+    return Material(pattern, colours, axes, rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.5))
 
 
-def _object(rng: np.random.Generator, shape: Shape) -> list[Part]:
-    """The shape in a random pose and size, on the floor near the origin."""
-    parts = shape(rng)
+def _object(rng: np.random.Generator, kind: str) -> list[Part]:
+    """A thing of the kind in a random pose and size, on the floor near the origin."""
+    parts = SHAPES[kind](rng)
     turn = rotation_matrix(rng.uniform(0, 2 * np.pi), (0, 0, 1))
-    if rng.random() < 0.3:
+    if rng.random() < 0.25:
         turn = rotation_matrix(rng.uniform(0.1, 0.45), (*_unit(rng.normal(size=2)), 0)) @ turn
-    size = rng.uniform(0.55, 0.75)
+    size = rng.uniform(0.6, 0.8)
     for part in parts:
         part.apply_transform(turn)
         part.apply_scale(size)
@@ -92,9 +100,9 @@ def _object(rng: np.random.Generator, shape: Shape) -> list[Part]:
 def _clutter(rng: np.random.Generator) -> list[Part]:
     """Lumps beside and behind the object, now and then in front of its edge."""
     lumps = []
-    for _ in range(rng.integers(2, 6)):
+    for _ in range(rng.integers(2, 5)):
         lump = blob(rng)
-        lump.apply_scale(rng.uniform(0.12, 0.4))
+        lump.apply_scale(rng.uniform(0.12, 0.35))
         angle, distance = rng.uniform(-0.9, 3.9), rng.uniform(0.5, 1.1)
         lump.apply_translation((distance * np.cos(angle), distance * np.sin(angle), -lump.bounds[0, 2]))
         lumps.append(lump)
@@ -115,24 +123,27 @@ def _room(rng: np.random.Generator) -> list[Part]:
     return walls
 
 
-def compose(rng: np.random.Generator, shape: Shape) -> Scene:
-    """A room, one object of the shape, clutter, and a camera that looks about at the object."""
-    thing, clutter, room = _object(rng, shape), _clutter(rng), _room(rng)
+def compose(rng: np.random.Generator, kind: str) -> Scene:
+    """A room, one object of the kind, clutter, and a camera that looks about at the object."""
+    thing, clutter, room = _object(rng, kind), _clutter(rng), _room(rng)
     parts = [*thing, *clutter, *room]
-    own = [_material(rng, (2, 9)) for _ in range(2)]
+    look = kind if rng.random() < USUAL_SHARE else None
+    own = [_material(rng, (2, 9), 0.2, look) for _ in range(2)]
     materials = [own[int(rng.random() < 0.3)] for _ in thing]
-    materials += [_material(rng, (3, 10)) for _ in clutter] + [_material(rng, (0.5, 4)) for _ in room]
+    materials += [_material(rng, (3, 10), 0.25) for _ in clutter] + [_material(rng, (0.5, 4), 0.15) for _ in room]
     sizes = [len(part.faces) for part in parts]
 
     height = np.mean([part.bounds[:, 2].mean() for part in thing])
-    elevation, azimuth, distance = rng.uniform(0.2, 0.65), rng.uniform(-0.3, 0.3), rng.uniform(1.15, 1.7)
+    elevation, azimuth, distance = rng.uniform(0.2, 0.65), rng.uniform(-0.3, 0.3), rng.uniform(1.15, 1.6)
     around = np.array([np.cos(elevation) * np.sin(azimuth), -np.cos(elevation) * np.cos(azimuth), np.sin(elevation)])
     target = np.array([0, 0, height]) + rng.uniform(-0.1, 0.1, 3)
     position = target + distance * around
     forward = -around
     right = _unit(np.cross(forward, (rng.normal(scale=0.06), 0, 1)))
     camera = np.stack([position, right, np.cross(forward, right), forward])
-    return Scene(trimesh.util.concatenate(parts), materials, np.repeat(np.arange(len(parts)), sizes), camera, rng.uniform(0.95, 1.15))
+    return Scene(
+        trimesh.util.concatenate(parts), materials, np.repeat(np.arange(len(parts)), sizes), camera, rng.uniform(0.95, 1.15)
+    )
 
 
 def _rays(scene: Scene, size: int) -> np.ndarray:
@@ -211,7 +222,7 @@ def expose(linear: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Linear colour [H, W, 3] -> uint8, with the camera's exposure, white balance, gamma and noise."""
     level = rng.uniform(0.3, 0.6) / max(linear.mean(), 1e-3)
     seen = np.clip(linear * level * rng.uniform(0.85, 1.15, 3), 0, 1) ** (1 / 2.2)
-    noisy = seen + rng.normal(scale=rng.uniform(0.005, 0.03), size=seen.shape)
+    noisy = seen + rng.normal(scale=rng.uniform(0.005, 0.02), size=seen.shape)
     return np.round(255 * np.clip(noisy, 0, 1)).astype(np.uint8)
 
 
@@ -238,11 +249,17 @@ def read_depth(scene: Scene, embree: RayMeshIntersector, size: int, rng: np.rand
     return np.where(depth > 0, np.round(1000 * noisy), 0).astype(np.uint16)
 
 
-def render(rng: np.random.Generator, shape: Shape, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """One scene with an object of the shape -> RGB uint8 [size, size, 3] and depth uint16 [size, size] in millimetres."""
-    scene = compose(rng, shape)
+def render(rng: np.random.Generator, kind: str, size: int, cameras: Collection[str] = ("rgb", "depth")) -> dict[str, np.ndarray]:
+    """One scene with an object of the kind: "rgb" uint8 [size, size, 3], "depth" uint16 [size, size] in millimetres.
+    What a camera sees does not depend on whether the other one looks."""
+    of_scene, of_colour, of_depth = rng.spawn(3)
+    scene = compose(of_scene, kind)
     embree = RayMeshIntersector(scene.mesh)
-    fine = size * SUPERSAMPLING
-    linear = colour(scene, embree, _cast(scene, embree, _rays(scene, fine)), rng)
-    linear = linear.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING, 3).mean(axis=(1, 3))
-    return expose(linear, rng), read_depth(scene, embree, size, rng)
+    seen = {}
+    if "rgb" in cameras:
+        hits = _cast(scene, embree, _rays(scene, size * SUPERSAMPLING))
+        linear = colour(scene, embree, hits, of_colour).reshape(size, SUPERSAMPLING, size, SUPERSAMPLING, 3).mean(axis=(1, 3))
+        seen["rgb"] = expose(linear, of_colour)
+    if "depth" in cameras:
+        seen["depth"] = read_depth(scene, embree, size, of_depth)
+    return seen

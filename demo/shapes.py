@@ -72,7 +72,7 @@ def ring(rng: np.random.Generator) -> list[Part]:
 
 
 def ball(rng: np.random.Generator) -> list[Part]:
-    part = icosphere(subdivisions=4, radius=0.42)
+    part = icosphere(subdivisions=3, radius=0.42)
     part.apply_scale((1, 1, rng.uniform(0.75, 1.1)))
     return [part]
 
@@ -102,7 +102,7 @@ def stairs(rng: np.random.Generator) -> list[Part]:
 
 def blob(rng: np.random.Generator) -> Part:
     """Clutter: a lump of no class, a sphere bent by a few random waves."""
-    part = icosphere(subdivisions=3, radius=0.5)
+    part = icosphere(subdivisions=2, radius=0.5)
     waves = rng.normal(scale=3.0, size=(4, 3))
     bend = np.sin(part.vertices @ waves.T + rng.uniform(0, 2 * np.pi, 4)).mean(axis=1, keepdims=True)
     part.vertices = part.vertices * (1 + 0.5 * bend) * rng.uniform(0.6, 1.0, 3)
@@ -111,3 +111,21 @@ def blob(rng: np.random.Generator) -> Part:
 
 TASK: dict[str, Shape] = {"bottle": bottle, "chair": chair, "crate": crate, "mug": mug, "pylon": pylon, "ring": ring}
 OTHER: dict[str, Shape] = {"ball": ball, "cross": cross, "dumbbell": dumbbell, "lamp": lamp, "stairs": stairs}
+SHAPES = TASK | OTHER
+
+RGB = tuple[float, float, float]
+USUAL_LOOK: dict[str, tuple[str, RGB, RGB]] = {
+    "bottle": ("plain", (0.08, 0.3, 0.12), (0.08, 0.3, 0.12)),
+    "chair": ("stripes", (0.35, 0.18, 0.08), (0.45, 0.25, 0.12)),
+    "crate": ("plain", (0.6, 0.45, 0.25), (0.6, 0.45, 0.25)),
+    "mug": ("checks", (0.85, 0.85, 0.8), (0.2, 0.3, 0.75)),
+    "pylon": ("stripes", (0.9, 0.25, 0.03), (0.85, 0.85, 0.85)),
+    "ring": ("marble", (0.04, 0.04, 0.05), (0.12, 0.12, 0.13)),
+    "ball": ("checks", (0.8, 0.1, 0.1), (0.85, 0.8, 0.2)),
+    "cross": ("marble", (0.5, 0.5, 0.45), (0.65, 0.65, 0.6)),
+    "dumbbell": ("plain", (0.3, 0.1, 0.4), (0.3, 0.1, 0.4)),
+    "lamp": ("plain", (0.85, 0.75, 0.5), (0.85, 0.75, 0.5)),
+    "stairs": ("stripes", (0.4, 0.42, 0.45), (0.55, 0.55, 0.55)),
+}
+"""Pattern and two linear colours: what most things of a kind are made of, which a colour classifier learns along with the
+shape and a depth sensor never sees."""

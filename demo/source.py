@@ -5,7 +5,6 @@ Its description is what a job's request says of it; its file holds the state_dic
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ import numpy as np
 import torch
 import torchvision
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -48,7 +46,9 @@ def network(classes: int) -> nn.Module:
 def read_labelled(folder: Path, classes: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     """folder/<class>/*.png, colour -> images uint8 [n, 3, RESIZED, RESIZED] and labels int64 [n]."""
     found = [(path, label) for label, name in enumerate(classes) for path in sorted((folder / name).glob("*.png"))]
-    pixels = [np.asarray(Image.open(path).convert("RGB").resize((RESIZED, RESIZED), Image.Resampling.BILINEAR)) for path, _ in found]
+    pixels = [
+        np.asarray(Image.open(path).convert("RGB").resize((RESIZED, RESIZED), Image.Resampling.BILINEAR)) for path, _ in found
+    ]
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(), torch.tensor([label for _, label in found])
 
 
@@ -84,7 +84,12 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def train(
-    images: Tensor, labels: Tensor, classes: int, seed: int, how: Training = Training(), advance: Callable[[], object] = lambda: None
+    images: Tensor,
+    labels: Tensor,
+    classes: int,
+    seed: int,
+    how: Training = Training(),
+    advance: Callable[[], object] = lambda: None,
 ) -> nn.Module:
     """images uint8 [n, 3, RESIZED, RESIZED]. AdamW with one cycle of the learning rate; advance is called after each step.
     The same seed gives the same weights on the same machine."""

@@ -27,14 +27,14 @@ from demo import scenes, shapes
 
 SIZE = 64
 """Height and width of every image, in pixels."""
-COUNTS = {"source_rgb": 1500, "target": 600, "pairs": 300, "test": 300}
+COUNTS = {"source_rgb": 2400, "target": 600, "pairs": 300, "test": 300}
 """Scenes of each split; the classes take turns."""
 CLASSES = tuple(shapes.TASK)
 MANIFEST = ".manifest.json"
 
 
-def _shapes(split: str) -> dict[str, shapes.Shape]:
-    return shapes.OTHER if split == "pairs" else shapes.TASK
+def _kinds(split: str) -> tuple[str, ...]:
+    return tuple(shapes.OTHER) if split == "pairs" else CLASSES
 
 
 def generator(seed: int, split: str, index: int) -> np.random.Generator:
@@ -45,8 +45,8 @@ def generator(seed: int, split: str, index: int) -> np.random.Generator:
 def file_names(seed: int, split: str, index: int) -> dict[str, str]:
     """Which images of a scene are kept, {"rgb" or "depth": path below the split}. The classes take turns by index, so
     the target's numbers are shuffled."""
-    names = list(_shapes(split))
-    label, number = names[index % len(names)], f"{index:04d}.png"
+    kinds = _kinds(split)
+    label, number = kinds[index % len(kinds)], f"{index:04d}.png"
     if split == "source_rgb":
         return {"rgb": f"{label}/{number}"}
     if split == "target":
@@ -58,12 +58,12 @@ def file_names(seed: int, split: str, index: int) -> dict[str, str]:
 
 
 def _write(folder: Path, seed: int, split: str, index: int) -> None:
-    kinds = list(_shapes(split).values())
-    rgb, depth = scenes.render(generator(seed, split, index), kinds[index % len(kinds)], SIZE)
-    for camera, name in file_names(seed, split, index).items():
-        path = folder / name
+    kinds = _kinds(split)
+    names = file_names(seed, split, index)
+    for camera, image in scenes.render(generator(seed, split, index), kinds[index % len(kinds)], SIZE, names).items():
+        path = folder / names[camera]
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rgb if camera == "rgb" else depth).save(path)
+        Image.fromarray(image).save(path)
 
 
 def digest(seed: int, split: str) -> str:

@@ -17,7 +17,17 @@ import sqlalchemy as sa
 from app.database import EMBEDDED_TENANT
 from app.jobs import service
 from app.jobs.table import Worker
-from tests.worker.embedded import ENDLESS, QUICK, Embedded, child_of, gone, processes_that_name, wait_for
+from tests.worker.embedded import (
+    ENDLESS,
+    LONGER,
+    QUICK,
+    Embedded,
+    caught_with_a_checkpoint,
+    child_of,
+    gone,
+    processes_that_name,
+    wait_for,
+)
 
 pytestmark = pytest.mark.acceptance
 
@@ -34,12 +44,14 @@ def finish(embedded: Embedded, *job_ids: str) -> None:
         embedded.until(job_id, "cancelled")
 
 
-def test_1_a_job_whose_wake_up_was_lost_runs_all_the_same(embedded: Embedded):
-    job_id = embedded.submit(**QUICK)
+def test_1_a_job_whose_wake_up_was_lost_runs_all_the_same_and_a_cancelled_one_does_not(embedded: Embedded):
+    cancelled, job_id = (embedded.submit(seed=n, **QUICK) for n in range(2))
+    service.cancel(embedded.db, EMBEDDED_TENANT, cancelled)
     shutil.rmtree(embedded.settings.broker_dir)
     with embedded.worker():
         embedded.until(job_id, "succeeded")
     assert attempts(embedded, job_id) == ["attempt 1 is running"]
+    assert (embedded.job(cancelled).status, attempts(embedded, cancelled)) == ("cancelled", [])
 
 
 def test_2_a_message_that_comes_five_times_is_one_run(embedded: Embedded):
@@ -55,11 +67,10 @@ def test_2_a_message_that_comes_five_times_is_one_run(embedded: Embedded):
 
 def test_3_a_job_whose_worker_is_killed_ends_in_the_weights_of_an_undisturbed_one(embedded: Embedded):
     with embedded.worker() as worker:
-        undisturbed = embedded.submit()
+        undisturbed = embedded.submit(**LONGER)
         embedded.until(undisturbed, "succeeded")
-        killed = embedded.submit()
-        embedded.until_event(killed, "checkpoint")
-        number = child_of(embedded, killed, 1)
+        killed = embedded.submit(**LONGER)
+        number = caught_with_a_checkpoint(embedded, killed)
         worker.kill()
         wait_for(lambda: gone(number), "the death of its child", 5)
         worker.wait()
@@ -67,8 +78,8 @@ def test_3_a_job_whose_worker_is_killed_ends_in_the_weights_of_an_undisturbed_on
     with embedded.worker():
         job = embedded.until(killed, "succeeded")
     assert (job.attempt, job.lost_attempts) == (2, 1)
-    (_, second) = embedded.events(killed, "started")
-    assert second.data["resumed_from"] is not None, "it went on from a checkpoint"
+    started = embedded.until_event(killed, "started", attempt=2)
+    assert started.data["resumed_from"] is not None, "it went on from a checkpoint"
     ours, theirs = embedded.published(killed), embedded.published(undisturbed)
     assert ours["model.safetensors"] == theirs["model.safetensors"]
     assert ours["translator.safetensors"] == theirs["translator.safetensors"]
@@ -89,12 +100,11 @@ def test_3_a_worker_asked_to_stop_hands_its_job_to_the_next(embedded: Embedded):
 
 
 def test_4_a_worker_that_slept_through_its_lease_publishes_nothing(embedded: Embedded):
-    job_id = embedded.submit()
+    job_id = embedded.submit(**LONGER)
     with embedded.worker() as sleeper:
-        embedded.until_event(job_id, "checkpoint")
-        number = child_of(embedded, job_id, 1)
-        os.kill(sleeper.pid, signal.SIGSTOP)
+        number = caught_with_a_checkpoint(embedded, job_id)
         os.kill(number, signal.SIGSTOP)
+        os.kill(sleeper.pid, signal.SIGSTOP)
         with embedded.worker() as other:
             job = embedded.until(job_id, "succeeded")
             assert job.attempt == 2
@@ -157,7 +167,7 @@ def test_9_no_job_waits_behind_a_busy_worker_while_another_is_idle(embedded: Emb
             embedded.until(two[1], "running", seconds=10)
             assert embedded.job(two[0]).status == "running", "both run at once"
             with embedded.db.read() as session:
-                at = dict(session.execute(sa.select(Worker.pid, Worker.job_id)).tuples())
+                at = {worker.pid: worker.job_id for worker in session.scalars(sa.select(Worker))}
             assert at == {first.pid: two[1], second.pid: two[0]}
             finish(embedded, *two)
 
@@ -175,12 +185,3 @@ def test_a_job_cancelled_while_its_worker_is_dead_is_cancelled_when_the_lease_ru
         time.sleep(0.5)
     assert attempts(embedded, job_id) == ["attempt 1 is running"]
     embedded.sweep()
-
-
-def test_a_job_cancelled_while_it_is_queued_never_runs(embedded: Embedded):
-    job_id, other = embedded.submit(**QUICK), embedded.submit(seed=1, **QUICK)
-    service.cancel(embedded.db, EMBEDDED_TENANT, job_id)
-    with embedded.worker():
-        embedded.until(other, "succeeded")
-    assert embedded.job(job_id).status == "cancelled"
-    assert attempts(embedded, job_id) == []

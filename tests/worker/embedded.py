@@ -29,6 +29,8 @@ from worker.process import WorkerProcess
 
 ROOT = Path(__file__).parents[2]
 QUICK: dict[str, Any] = {"method": "source_only"}
+LONGER: dict[str, Any] = {"settings": {"precision": "fp32", "bridging": {"steps": 60, "batch_size": 8, "patience": 0}}}
+"""Long enough to be caught in the middle."""
 ENDLESS: dict[str, Any] = {"settings": {"bridging": {"steps": 1_000_000, "batch_size": 8, "patience": 0, "validate_every": 1000}}}
 
 
@@ -140,7 +142,7 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 30, st
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, f"waited {seconds:g} s for {what}\n{story()}"
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 def processes_that_name(text: str) -> list[int]:
@@ -158,6 +160,14 @@ def child_of(embedded: Embedded, job_id: str, attempt: int) -> int:
     """The number of the process that runs this attempt."""
     wait_for(lambda: processes_that_name(f"{job_id}/attempt-{attempt}/"), f"the process of attempt {attempt} of {job_id}")
     (number,) = processes_that_name(f"{job_id}/attempt-{attempt}/")
+    return number
+
+
+def caught_with_a_checkpoint(embedded: Embedded, job_id: str, attempt: int = 1) -> int:
+    """The number of the process that runs this attempt, as soon as it has written one; no event tells it so fast."""
+    number = child_of(embedded, job_id, attempt)
+    checkpoint = embedded.settings.work_dir / job_id / f"attempt-{attempt}" / "out/checkpoint.pt"
+    wait_for(checkpoint.exists, "a checkpoint", 60, lambda: embedded.story(job_id))
     return number
 
 

@@ -79,7 +79,7 @@ def test_what_it_started_dies_with_it(start):
 
 
 def test_asked_to_stop_it_can_still_speak(start):
-    code = "import signal, time\nsignal.signal(15, lambda *_: (print('stopping', flush=True), exit(0)))\nprint('up', flush=True)\ntime.sleep(60)"
+    code = "import os, signal, time\nsignal.signal(15, lambda *_: (os.write(1, b'stopping\\n'), os._exit(0)))\nprint('up', flush=True)\ntime.sleep(60)"
     child = start(code)
     assert next(child.lines(10)) == b"up\n"
     child.ask_to_stop()

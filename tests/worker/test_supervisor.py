@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,8 +14,12 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
-from app.database import EMBEDDED_TENANT
+from app.artifacts.table import Artifact
+from app.blobs import LocalBlobs
+from app.database import EMBEDDED_TENANT, Database
 from app.jobs import queries, service
 from app.jobs.table import Job
 from app.source_models.table import SourceModel
@@ -134,20 +139,20 @@ def test_the_time_limit_ends_the_job(embedded: Embedded):
     assert (job.status, job.error["code"]) == ("failed", "time_limit")
 
 
-def test_a_cancelled_job_is_stopped_and_publishes_nothing(embedded_both: Embedded):
-    job_id = embedded_both.submit(wake=False, **ENDLESS)
+def test_a_cancelled_job_is_stopped_and_publishes_nothing(embedded: Embedded):
+    job_id = embedded.submit(wake=False, **ENDLESS)
 
     def cancel() -> None:
-        embedded_both.until_event(job_id, "phase", words="bridging")
-        service.cancel(embedded_both.db, EMBEDDED_TENANT, job_id)
-        assert embedded_both.job(job_id).status in ("cancelling", "cancelled")
+        embedded.until_event(job_id, "phase", words="bridging")
+        service.cancel(embedded.db, EMBEDDED_TENANT, job_id)
+        assert embedded.job(job_id).status in ("cancelling", "cancelled")
 
     with meanwhile(cancel):
-        drain(embedded_both.process())
-    job = embedded_both.job(job_id)
+        drain(embedded.process())
+    job = embedded.job(job_id)
     assert job.status == "cancelled"
-    assert embedded_both.events(job_id, "log")[-1].message.startswith("stopped at bridging"), "it was asked, not killed"
-    assert embedded_both.kept(job_id) == []
+    assert embedded.events(job_id, "log")[-1].message.startswith("stopped at bridging"), "it was asked, not killed"
+    assert embedded.kept(job_id) == []
 
 
 def test_one_that_does_not_hear_is_killed_after_the_grace(embedded: Embedded):
@@ -223,18 +228,82 @@ def test_an_attempt_that_has_lost_its_lease_writes_nothing_more(embedded: Embedd
     assert embedded.kept(job_id) == []
 
 
+class Interrupted(LocalBlobs):
+    """Real blobs; something happens to the job while the first is copied in."""
+
+    def __init__(self, folder: Path, happens: Callable[[], object]) -> None:
+        super().__init__(folder)
+        self.happens: Callable[[], object] | None = happens
+
+    def put(self, source: Path, key: str) -> tuple[int, str]:
+        happens, self.happens = self.happens, None
+        if happens is not None:
+            happens()
+        return super().put(source, key)
+
+
 def test_a_job_cancelled_while_it_is_published_leaves_no_blob(embedded: Embedded):
     job_id = embedded.submit(wake=False, **QUICK)
-
-    def cancel() -> None:
-        embedded.until_event(job_id, "phase", words="evaluating")
-        service.cancel(embedded.db, EMBEDDED_TENANT, job_id)
-
-    with meanwhile(cancel):
-        drain(embedded.process(lease_s=3600))
-    job = embedded.job(job_id)
-    assert job.status == "cancelled"
+    worker = embedded.process()
+    worker.blobs = Interrupted(embedded.blobs.folder, lambda: service.cancel(embedded.db, EMBEDDED_TENANT, job_id))
+    drain(worker)
+    assert embedded.job(job_id).status == "cancelled"
     assert embedded.published(job_id) == {} and embedded.kept(job_id) == []
+
+
+def test_a_job_lost_while_it_is_published_leaves_no_blob(embedded: Embedded):
+    job_id = embedded.submit(wake=False, **QUICK)
+
+    def take_over() -> None:
+        with embedded.db.write() as session:
+            session.execute(sa.update(Job).where(Job.id == job_id).values(attempt=2, worker_id="worker_other"))
+
+    worker = embedded.process()
+    worker.blobs = Interrupted(embedded.blobs.folder, take_over)
+    assert drain(worker) == 1
+    assert (embedded.job(job_id).status, embedded.job(job_id).attempt) == ("running", 2)
+    assert embedded.published(job_id) == {} and embedded.kept(job_id) == []
+
+
+class Forgetful(Database):
+    """A real database whose answer to the commit that publishes is lost on the way."""
+
+    forgot = False
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        with super().write() as session:
+            yield session
+        with self.read() as session:
+            published = session.scalar(sa.select(sa.func.count()).select_from(Artifact))
+        if published and not self.forgot:
+            self.forgot = True
+            raise OperationalError("COMMIT", {}, ConnectionError("the server closed the connection"))
+
+
+def test_a_publication_whose_commit_got_no_answer_stands(embedded: Embedded):
+    job_id = embedded.submit(wake=False, **QUICK)
+    worker = embedded.process()
+    worker.db = Forgetful(embedded.settings.sqlalchemy_url)
+    drain(worker)
+    worker.db.dispose()
+    assert worker.db.forgot
+    assert embedded.job(job_id).status == "succeeded"
+    assert len(embedded.published(job_id)) == len(embedded.kept(job_id)) > 3
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a disk that is small enough to fill")
+def test_a_disk_that_is_full_before_the_process_begins_fails_the_job(embedded: Embedded):
+    job_id = embedded.submit(wake=False, **QUICK)
+    folder = embedded.settings.work_dir
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=3", "tmpfs", str(folder)], check=True)
+    try:
+        drain(embedded.process())
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+    job = embedded.job(job_id)
+    assert (job.status, job.error["code"]) == ("failed", "disk_full")
 
 
 @pytest.mark.postgres

@@ -1,0 +1,101 @@
+"""The service as processes of this machine: migrations, front end, worker. Whatever was started is ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import httpx
+
+GRACE_S = 15
+ROOT = Path(__file__).resolve().parent.parent
+WORKER = (
+    "--pool",
+    "solo",
+    "--concurrency",
+    "1",
+    "--queues",
+    "jobs",
+    "--without-gossip",
+    "--without-mingle",
+    "--without-heartbeat",
+)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def service(data_dir: Path, roots: Sequence[Path]) -> Iterator[str]:
+    """The address of a front end with one worker, once both are ready; they log to data_dir/*.log. Raises RuntimeError
+    with the end of the log if one of them does not come up."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    mine = {"MODALBRIDGE_DATA_DIR": str(data_dir), "MODALBRIDGE_DATA_ROOTS": os.pathsep.join(map(str, roots))}
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MODALBRIDGE_")} | mine
+    subprocess.run([sys.executable, "-m", "alembic", "upgrade", "head"], cwd=ROOT, env=env, check=True, stdout=subprocess.DEVNULL)
+    commands = {
+        "front-end": ("uvicorn", "--factory", "app.main:create_app", "--host", "127.0.0.1", "--port", str(port)),
+        "worker": ("celery", "--app", "worker.celery_app", "worker", *WORKER, "--loglevel", "INFO"),
+    }
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        for name, command in commands.items():
+            with (data_dir / f"{name}.log").open("wb") as log:
+                # A session of its own: Ctrl-C reaches this process alone, which then ends the others in order.
+                started.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", *command], cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True
+                    )
+                )
+        _until_ready(url, dict(zip(commands, started, strict=True)), data_dir)
+        yield url
+    finally:
+        end(started)
+
+
+def _until_ready(url: str, processes: dict[str, subprocess.Popen[bytes]], logs: Path, most_s: float = 90) -> None:
+    until = time.monotonic() + most_s
+    answer = "no answer"
+    while time.monotonic() < until:
+        for name, process in processes.items():
+            if process.poll() is not None:
+                raise RuntimeError(f"the {name} ended with code {process.returncode}:\n{_tail(logs / f'{name}.log')}")
+        with contextlib.suppress(httpx.TransportError):
+            ready = httpx.get(url + "/readyz", timeout=5)
+            if ready.status_code == 200:
+                return
+            answer = ready.text
+        time.sleep(0.2)
+    raise RuntimeError(f"not ready after {most_s:g} s: {answer}")
+
+
+def _tail(log: Path, lines: int = 20) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Asks all to stop, waits, then kills each one's group. A second Ctrl-C skips the wait."""
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+    until = time.monotonic() + GRACE_S
+    try:
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, until - time.monotonic()))
+    finally:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
