@@ -54,7 +54,7 @@ def service(data_dir: Path, roots: Sequence[Path]) -> Iterator[str]:
             with (data_dir / f"{name}.log").open("wb") as log:
                 # A session of its own: Ctrl-C reaches this process alone, which then ends the others in order.
                 started.append(
-                    subprocess.Popen(
+                    subprocess.Popen(  # noqa: S603 - our own command line
                         [sys.executable, "-m", *command], cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True
                     )
                 )

@@ -27,7 +27,7 @@ from demo import scenes, shapes
 
 SIZE = 64
 """Height and width of every image, in pixels."""
-COUNTS = {"source_rgb": 2400, "target": 600, "pairs": 300, "test": 300}
+COUNTS = {"source_rgb": 1500, "target": 600, "pairs": 300, "test": 300}
 """Scenes of each split; the classes take turns."""
 CLASSES = tuple(shapes.TASK)
 MANIFEST = ".manifest.json"
