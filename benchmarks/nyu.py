@@ -1,7 +1,8 @@
 """A job on real images through the running service: NYU Depth v2 scenes, RGB to depth.
 
-    MODALBRIDGE_DATA_ROOTS=/data make serve      # in one terminal, DATA below a root
-    make worker                                  # in another
+    export MODALBRIDGE_DATA_ROOTS=/data          # in both terminals; DATA lies below it
+    make serve                                   # in one
+    make worker                                  # in the other
     python -m benchmarks.nyu --data /data/nyu --backbone /data/weights/tf_efficientnet_lite0_backbone_fp16.safetensors
 
 DATA holds tr_train, tr_test (rgb/<class>, depth/<class>) and ti (rgb, depth). The source classifier is fine-tuned here from

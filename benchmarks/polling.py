@@ -1,7 +1,8 @@
 """What polling costs a job: the same job with and without 1,000 polls while it trains, in turns, as a ratio.
 
-    MODALBRIDGE_DATA_ROOTS=$PWD/var make serve      # in one terminal
-    make worker                                     # in another
+    export MODALBRIDGE_DATA_ROOTS=$PWD/var          # in both terminals
+    make serve                                      # in one
+    make worker                                     # in the other
     python -m benchmarks.polling --work var/polling
 
 WORK lies below a root; a rendered set is made there.

@@ -27,6 +27,18 @@ POSTGRES = os.environ.get("MODALBRIDGE_TEST_POSTGRES", "postgresql+psycopg://pos
 BOTH = [pytest.param("sqlite"), pytest.param("postgres", marks=pytest.mark.postgres)]
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without a CUDA device its tests are deselected, and counted as such."""
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if not gpu:
+        return
+    import torch  # only where there is something to ask it: it takes seconds to import
+
+    if not torch.cuda.is_available():
+        config.hook.pytest_deselected(items=gpu)
+        items[:] = [item for item in items if item not in gpu]
+
+
 @contextmanager
 def _administration() -> Iterator[sa.Connection]:
     engine = sa.create_engine(POSTGRES, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)

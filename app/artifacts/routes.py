@@ -46,6 +46,7 @@ def _view(artifact: Artifact) -> ArtifactView:
     return ArtifactView(**own, url=f"/jobs/{artifact.job_id}/artifacts/{artifact.name}")
 
 
+@router.head("/artifacts/{name}", include_in_schema=False)
 @router.get("/artifacts/{name}", response_class=FileResponse, summary="Download an artifact", responses=_FILE)
 def download(
     request: Request, job_id: str, name: str, tenant: Tenant, if_none_match: Annotated[str | None, Header()] = None
@@ -88,6 +89,7 @@ def _check_range(header: str | None, size: int) -> None:
         raise Problem("range_not_satisfiable", f"{header[:100]!r} of a file of {size} bytes", size=size)
 
 
+@router.head("/model", include_in_schema=False)
 @router.get("/model", response_class=FileResponse, summary="Download the adapted model", responses=_FILE)
 def model(request: Request, job_id: str, tenant: Tenant, if_none_match: Annotated[str | None, Header()] = None) -> Response:
     """The adapted model's weights, safetensors. artifacts/model.json says how to load them."""

@@ -182,3 +182,14 @@ def test_published_weights_are_those_that_were_evaluated(data):
             total += 1
     report = json.loads((artifacts / "report.json").read_text())
     assert right / total == pytest.approx(report["summary"]["accuracy"]["adapted"]["accuracy"], abs=1.01 / total)
+
+
+@pytest.mark.gpu
+def test_a_job_runs_on_the_gpu_and_in_its_precision(adapt):
+    ran = adapt(device="cuda", settings={"precision": "auto"})
+    started = next(event for event in ran.events if event.type == "started")
+    assert started.device == "cuda"
+    assert all(
+        tensor.device.type == "cpu" and tensor.isfinite().all()
+        for tensor in load_file(ran.out / "artifacts/model.safetensors").values()
+    )

@@ -200,6 +200,8 @@ def test_the_model_downloads_whole_by_range_and_by_etag(service: Service, reques
     assert whole.content == content and int(whole.headers["content-length"]) == len(content)
     listed = service.client.get(url + "/artifacts").json()["data"][0]
     assert whole.headers["etag"] == f'"{listed["sha256"]}"' and listed["size"] == len(content)
+    head = service.client.head(url + "/model")
+    assert head.status_code == 200 and not head.content and head.headers["content-length"] == str(len(content))
     part = service.client.get(listed["url"], headers={"Range": "bytes=100-299", "If-Range": whole.headers["etag"]})
     assert part.status_code == 206 and part.content == content[100:300]
     assert part.headers["content-range"] == f"bytes 100-299/{len(content)}"
