@@ -75,14 +75,14 @@ _BODY = {
 
 
 def _answer(job: Job, status_code: int = 200, **headers: str) -> Response:
-    headers["ETag"] = _etag(job)
+    headers["ETag"] = _tag(job.version)
     if job.status not in TERMINAL:
         headers["Retry-After"] = "1" if job.status != Status.QUEUED else "2"
     return JSONResponse(JobView.of(job).model_dump(mode="json"), status_code, headers=headers)
 
 
-def _etag(job: Job) -> str:
-    return f'"{job.version}"'
+def _tag(version: int) -> str:
+    return f'"{version}"'
 
 
 def _matches(if_none_match: str | None, etag: str) -> bool:
@@ -164,18 +164,18 @@ async def get_job(
     """`ETag` and 304 make polling cheap; `Retry-After` says when to look again. With `?wait=30` the answer is held until
     the job differs from the ETag in If-None-Match, or, without one, from what it is now."""
     db: Database = request.app.state.db
-    job = await run_in_threadpool(service.read, db, tenant, job_id)
-    seen = if_none_match or _etag(job)
+    number, status = await run_in_threadpool(service.version, db, tenant, job_id)
+    seen = if_none_match or _tag(number)
     deadline = time.monotonic() + min(wait, request.app.state.settings.wait_limit_s)
-    while wait and job.status not in TERMINAL and _matches(seen, _etag(job)) and time.monotonic() < deadline:
+    while wait and status not in TERMINAL and _matches(seen, _tag(number)) and time.monotonic() < deadline:
         if await request.is_disconnected():
             break
         await asyncio.sleep(POLL_S)
-        job = await run_in_threadpool(service.read, db, tenant, job_id)
-    if _matches(if_none_match, _etag(job)):
-        headers = {"ETag": _etag(job)} | ({"Retry-After": "1"} if job.status not in TERMINAL else {})
+        number, status = await run_in_threadpool(service.version, db, tenant, job_id)
+    if _matches(if_none_match, _tag(number)):
+        headers = {"ETag": _tag(number)} | ({"Retry-After": "1"} if status not in TERMINAL else {})
         return Response(status_code=304, headers=headers)
-    return _answer(job)
+    return _answer(await run_in_threadpool(service.read, db, tenant, job_id))
 
 
 @router.post(

@@ -109,6 +109,15 @@ def read(db: Database, tenant_id: str, job_id: str) -> Job:
     return job
 
 
+def version(db: Database, tenant_id: str, job_id: str) -> tuple[int, str]:
+    """(version, status) of a job. Raises Problem not_found."""
+    with db.read() as session:
+        found = queries.version(session, tenant_id, job_id)
+    if found is None:
+        raise Problem("not_found", f"no job {job_id[:100]!r}")
+    return found
+
+
 def cancel(db: Database, tenant_id: str, job_id: str) -> Job:
     """Cancelled at once if queued; else asked to stop, and asking again changes nothing. Raises Problem job_finished."""
     with db.write() as session:
