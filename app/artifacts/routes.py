@@ -5,20 +5,20 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import FileResponse
 
 from app.artifacts.table import Artifact
+from app.conditional import matches
 from app.errors import Problem
 from app.jobs import queries, service
 from app.jobs.schemas import ArtifactView
 from app.jobs.states import Status
 from app.pagination import Page
 from app.problems import documented
-from app.tenancy import tenant_id
+from app.tenancy import Tenant
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["artifacts"])
-Tenant = Annotated[str, Depends(tenant_id)]
 MODEL = "model.safetensors"
 _FILE = {
     200: {
@@ -51,15 +51,15 @@ def _view(artifact: Artifact) -> ArtifactView:
 def download(
     request: Request, job_id: str, name: str, tenant: Tenant, if_none_match: Annotated[str | None, Header()] = None
 ) -> Response:
-    job = service.read(request.app.state.db, tenant, job_id)
     with request.app.state.db.read() as session:
         artifact = queries.artifact(session, tenant, job_id, name)
-    if artifact is None and job.status != Status.SUCCEEDED:
-        raise Problem("job_not_succeeded", f"{job.id} is {job.status}")
     if artifact is None:
+        job = service.read(request.app.state.db, tenant, job_id)
+        if job.status != Status.SUCCEEDED:
+            raise Problem("job_not_succeeded", f"{job.id} is {job.status}")
         raise Problem("not_found", f"{job.id} has no artifact {name[:100]!r}")
     etag = f'"{artifact.sha256}"'
-    if if_none_match and etag in [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]:
+    if matches(if_none_match, etag):
         return Response(status_code=304, headers={"ETag": etag})
     _check_range(request.headers.get("range"), artifact.size)
     path = request.app.state.blobs.path(artifact.blob_key)

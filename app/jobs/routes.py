@@ -7,12 +7,13 @@ import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.sse import format_sse_event
 
 from app import broker, uploads
+from app.conditional import matches
 from app.database import Database
 from app.errors import Problem
 from app.jobs import queries, service
@@ -22,10 +23,9 @@ from app.jobs.table import Job
 from app.pagination import Limit, Page, id_cursor, number_cursor
 from app.problems import documented, parse
 from app.spec import JobRequest
-from app.tenancy import tenant_id
+from app.tenancy import Tenant
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
-Tenant = Annotated[str, Depends(tenant_id)]
 POLL_S = 0.25
 """How often a held answer or a stream looks at the database."""
 
@@ -83,12 +83,6 @@ def _answer(job: Job, status_code: int = 200, **headers: str) -> Response:
 
 def _tag(version: int) -> str:
     return f'"{version}"'
-
-
-def _matches(if_none_match: str | None, etag: str) -> bool:
-    """RFC 9110, 13.1.2: any of the list, weakly compared."""
-    tags = [tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")]
-    return etag in tags or tags == ["*"]
 
 
 @router.post(
@@ -167,12 +161,12 @@ async def get_job(
     number, status = await run_in_threadpool(service.version, db, tenant, job_id)
     seen = if_none_match or _tag(number)
     deadline = time.monotonic() + min(wait, request.app.state.settings.wait_limit_s)
-    while wait and status not in TERMINAL and _matches(seen, _tag(number)) and time.monotonic() < deadline:
+    while wait and status not in TERMINAL and matches(seen, _tag(number)) and time.monotonic() < deadline:
         if await request.is_disconnected():
             break
         await asyncio.sleep(POLL_S)
         number, status = await run_in_threadpool(service.version, db, tenant, job_id)
-    if _matches(if_none_match, _tag(number)):
+    if matches(if_none_match, _tag(number)):
         headers = {"ETag": _tag(number)} | ({"Retry-After": "1"} if status not in TERMINAL else {})
         return Response(status_code=304, headers=headers)
     return _answer(await run_in_threadpool(service.read, db, tenant, job_id))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
@@ -15,10 +15,9 @@ from app.problems import documented, parse
 from app.source_models import queries, service
 from app.source_models.schemas import SourceModelView
 from app.spec import SourceModelDescription
-from app.tenancy import tenant_id
+from app.tenancy import Tenant
 
 router = APIRouter(prefix="/source-models", tags=["source models"])
-Tenant = Annotated[str, Depends(tenant_id)]
 
 _EXAMPLE = {"architecture": "torchvision/resnet18", "classes": ["box", "mug"], "input": {"size": 64}}
 _BODY = {

@@ -1,0 +1,9 @@
+"""Conditional requests (RFC 9110, 13)."""
+
+from __future__ import annotations
+
+
+def matches(if_none_match: str | None, etag: str) -> bool:
+    """Whether an If-None-Match header holds the ETag, quotes included: any of its list, weakly compared (13.1.2)."""
+    tags = [tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")]
+    return etag in tags or tags == ["*"]
