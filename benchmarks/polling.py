@@ -51,8 +51,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--polls", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--rounds", type=int, default=2, help="of: without, with, with, without")
+    parser.add_argument("--steps", type=int, default=400, help="400: about two minutes a job on two cores")
+    parser.add_argument("--rounds", type=int, default=1, help="of: without, with, with, without")
     given = parser.parse_args()
     work = given.work.resolve()
     for split in ("target", "pairs"):
