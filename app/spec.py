@@ -1,18 +1,26 @@
 """AdaptationSpec: the one contract between client, front end, database, worker and engine.
 
 Imports nothing but pydantic, so that the front end needs no torch and the engine needs no web framework.
-The loss weights are the symbols of Zhu, Chen and Wang (arXiv 2401.05014): rec, d, im (TGMB) and kl, feat, self (TGKT).
+The loss weights are the symbols of Zhu, Chen and Wang (arXiv 2401.05014): rec, d, im (TGMB) and kl, feat, self (TGKT);
+the others are ours or SOCKET's.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NoReturn, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-Method = Literal["source_only", "tgmb", "tgmb_tgkt"]
+Method = Literal["source_only", "shot", "socket", "socket_tgmb", "tgmb", "tgmb_tgkt"]
+WITHOUT_PAIRS: tuple[Method, ...] = ("source_only", "shot")
+BASELINES: tuple[Method, ...] = ("shot", "socket", "socket_tgmb")
 Modality = Literal["depth", "infrared"]
+DataSet = Literal["sunrgbd", "diml", "nirscene"]
+DATA_SETS: dict[str, Modality] = {"sunrgbd": "depth", "diml": "depth", "nirscene": "infrared"}
+"""What the target sensor of each measures."""
+Sensor = Literal["kv1", "kv2", "realsense", "xtion"]
+SENSORS: tuple[Sensor, ...] = get_args(Sensor)
 ClassName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 FolderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")]
 Triple = tuple[float, float, float]
@@ -49,8 +57,9 @@ class InputSpec(Strict):
 class SourceModelDescription(Strict):
     """How to read the weights: the file itself says nothing of these."""
 
-    architecture: str = Field(pattern=r"^(torchvision|timm)/[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?$", max_length=120)
-    """`torchvision/<name>` or `timm/<name>`: a classifier that this library builds by name and class count."""
+    architecture: str = Field(pattern=r"^(torchvision|timm|shot)/[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?$", max_length=120)
+    """`torchvision/<name>` or `timm/<name>`: a classifier that this library builds by name and class count. `shot/<name>`: a
+    torchvision ResNet of this name with bottleneck and classifier, as SHOT and SOCKET save it (netF, netB, netC)."""
     classes: tuple[ClassName, ...] = Field(min_length=2, max_length=10_000)
     """The class names in the order of the model's outputs."""
     input: InputSpec = InputSpec()
@@ -97,12 +106,21 @@ class Scaling(Strict):
         return self
 
 
-class ImagesReference(Strict):
-    """A set of images. folder: every image below the folder (for an evaluation set, one folder a class);
-    list: a text file with `path` or `path label` a line, relative to the file's own folder."""
-
+class DataReference(Strict):
     uri: str = Field(min_length=1, max_length=4096)
-    layout: Literal["folder", "list"] = "folder"
+    sensor: Sensor | None = None
+    """Of layout sunrgbd: the camera whose images are meant. Default: all four."""
+    depth_folder: FolderName | None = None
+    """Of layouts sunrgbd and diml: the folder that holds a view's depth. Default: depth_bfx, and the first of depth_filled,
+    up_png, depth_raw and warp_png that is there."""
+
+
+class ImagesReference(DataReference):
+    """A set of images. folder: every image below the folder (for an evaluation set, one folder a class);
+    list: a text file with `path` or `path label` a line, relative to the file's own folder; sunrgbd, diml, nirscene: the
+    unpacked data set, of which the target images of the model's classes are taken."""
+
+    layout: Literal["folder", "list"] | DataSet = "folder"
 
 
 class TargetReference(ImagesReference):
@@ -112,13 +130,14 @@ class TargetReference(ImagesReference):
     scaling: Scaling = Scaling()
 
 
-class PairsReference(Strict):
+class PairsReference(DataReference):
     """Task-irrelevant pairs (x_ti_s, x_ti_t): one scene, both sensors, classes outside the task."""
 
     uri: str = Field(min_length=1, max_length=4096)
     """A folder that holds the two folders named by `source` and `target`, whose images match by relative path without
-    the ending; or a CSV file with two columns of those names, paths relative to the file's own folder."""
-    layout: Literal["pairs"] = "pairs"
+    the ending; or a CSV file with two columns of those names, paths relative to the file's own folder; or a data set."""
+    layout: Literal["pairs"] | DataSet = "pairs"
+    """sunrgbd, diml, nirscene: the unpacked data set, of which the pairs outside the model's classes are taken."""
     source: FolderName = "rgb"
     target: FolderName = "depth"
     scaling: Scaling = Scaling()
@@ -127,11 +146,30 @@ class PairsReference(Strict):
 class DataSpec(Strict):
     target: TargetReference
     pairs: PairsReference | None = None
-    """Needed by every method but source_only."""
+    """Needed by every method but source_only and shot."""
     evaluation: ImagesReference | None = None
     """Labelled target images, optional: looked at once, at the end; nothing is trained on them or chosen by them."""
     broken_image_share: float = Field(0.1, ge=0, le=1)
     """An unreadable image is counted, named and left out; more than this share of a set fails the job."""
+
+    @model_validator(mode="after")
+    def _fields_fit_the_layout(self) -> DataSpec:
+        for name in ("target", "pairs", "evaluation"):
+            reference: ImagesReference | PairsReference | None = getattr(self, name)
+            if reference is None:
+                continue
+            measures = DATA_SETS.get(reference.layout)
+            if measures not in (None, self.target.modality):
+                _fault("/data/target/modality", f"layout '{reference.layout}' of data.{name} holds {measures} images")
+            if reference.sensor is not None and reference.layout != "sunrgbd":
+                _fault(f"/data/{name}/sensor", f"layout '{reference.layout}' knows no sensors; only sunrgbd does")
+            if reference.depth_folder is not None and measures != "depth":
+                _fault(f"/data/{name}/depth_folder", f"layout '{reference.layout}' has none; only sunrgbd and diml do")
+        return self
+
+
+def _fault(pointer: str, message: str) -> NoReturn:
+    raise PydanticCustomError("reference", "{message}", {"message": message, "pointer": pointer})
 
 
 class LossWeights(Strict):
@@ -139,17 +177,27 @@ class LossWeights(Strict):
 
     rec: float = Field(1.0, ge=0)
     """L_rec, the translation of a pair against its RGB image. The paper gives it no weight: 1."""
+    rec_f: float = Field(1.0, ge=0)
+    """L_rec_f, the same in the features of the source model (ours)."""
     d: float = Field(0.01, ge=0)
     """alpha_d of L_D, the adversary that tells translated TI from translated TR features. At 0.1 it outweighs L_rec, whose
     mean square is a few hundredths, and cost 14 points on rendered depth (one seed, an early scene set)."""
     im: float = Field(0.1, ge=0)
     """alpha_im of L_IM, information maximisation on the source model's predictions for translated TR images."""
+    bn_s: float = Field(1.0, ge=0)
+    """L_BN in stage 1: statistics of translated TR images in the batch norms of the source model against those of the
+    images it was trained on, which its running statistics keep (ours)."""
     kl: float = Field(1.0, ge=0)
     """L_KL, teacher on the translated image against student on the raw one. The paper gives it no weight: 1."""
-    feat: float = Field(0.5, ge=0)
-    """beta_f of L_feat. Default: SOCKET's lambda_TI."""
-    self: float = Field(0.3, ge=0)
-    """beta_self of L_self. Default: the weight of SHOT's and SOCKET's pseudo-labels."""
+    feat: float = Field(5.0, ge=0)
+    """beta_f of L_feat."""
+    self: float = Field(0.1, ge=0)
+    """beta_self of L_self. SHOT's and SOCKET's: 0.3."""
+    im_t: float = Field(0.1, ge=0)
+    """L_IM on the target model's own predictions. SHOT's and SOCKET's: 1; the paper's method has none."""
+    bn_t: float = Field(3.0, ge=0)
+    """L_BN on the target model: statistics of raw target images in its batch norms against the source model's running
+    ones. After SOCKET, whose L_d has another scale; the paper's method has none."""
 
 
 class BridgingSettings(Strict):
@@ -171,22 +219,66 @@ class BridgingSettings(Strict):
 
 
 class TransferSettings(Strict):
-    """Stage 2, TGKT: trains the target model's extractor f_t. Defaults: SOCKET's published settings."""
+    """Stage 2: trains the target model's extractor f_t."""
 
     epochs: int = Field(15, ge=1, le=10_000)
+    """Default: SOCKET's."""
     batch_size: int = Field(32, ge=2, le=4096)
-    lr: float = Field(1e-3, gt=0, le=10)
-    """Of SGD with Nesterov momentum on f_t, decayed as (1 + 10 p)^-0.75. SOCKET: 1e-2, times 0.1 for the backbone."""
+    """Of target images, and as many pairs. Default: SOCKET's."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """Of f_t. sgd: with Nesterov momentum, as SHOT and SOCKET have it."""
+    lr: float = Field(3e-4, gt=0, le=10)
+    """Decayed as (1 + 10 p)^-0.75, p the progress in [0, 1]."""
+    warmup: int = Field(20, ge=0)
+    """Steps over which the learning rate comes up from 0."""
     momentum: float = Field(0.9, ge=0, lt=1)
+    """Of sgd."""
     weight_decay: float = Field(1e-3, ge=0, le=1)
+    batch_norm: Literal["frozen", "batch"] = "frozen"
+    """frozen: f_t normalises by the running statistics of the source model, in training as it will in use; batch: by those
+    of the batch, and learns running statistics of its own."""
+    feat_distance: Literal["relative", "mean_square"] = "relative"
+    """L_feat of tgmb_tgkt. relative: squared, over the squared length of the source features, so that beta_f means the
+    same for every network; mean_square: the paper's."""
+    kl_by_confidence: bool = True
+    """Each image counts in L_KL as 1 - H(p_s) / ln K: a teacher that does not know does not teach."""
+
+
+PUBLISHED = {"optimizer": "sgd", "lr": 1e-3, "warmup": 0, "momentum": 0.9, "weight_decay": 1e-3, "batch_norm": "batch"}
+"""SOCKET's optimiser; of its learning rates that of the backbone, 1e-2 times 0.1."""
+Preset = Literal["default", "paper", "socket"]
+PRESETS: dict[Preset, dict[str, dict[str, Any]]] = {
+    "default": {},
+    "paper": {
+        "weights": {"rec_f": 0.0, "bn_s": 0.0, "feat": 0.5, "self": 0.3, "im_t": 0.0, "bn_t": 0.0},
+        "bridging": {"translator": "paper"},
+        "transfer": {"feat_distance": "mean_square", "kl_by_confidence": False} | PUBLISHED,
+    },
+    "socket": {
+        "weights": {"feat": 0.5, "self": 0.3, "im_t": 1.0, "bn_t": 0.5},
+        "transfer": PUBLISHED,
+    },
+}
 
 
 class Settings(Strict):
+    preset: Preset = "default"
+    """Where the settings that are not given come from. paper: the paper's method and nothing more; socket: what SOCKET
+    published, which is what shot, socket and socket_tgmb take unless another preset is named."""
     weights: LossWeights = LossWeights()
     bridging: BridgingSettings = BridgingSettings()
     transfer: TransferSettings = TransferSettings()
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: the faster of the two on the device at hand, measured on the source model."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not isinstance(given.get("preset"), str):
+            return given
+        preset = PRESETS.get(given["preset"], {})
+        groups = {name: values | given.get(name, {}) for name, values in preset.items() if isinstance(given.get(name, {}), dict)}
+        return given | groups
 
 
 class Adaptation(Strict):
@@ -202,10 +294,18 @@ class Adaptation(Strict):
     seed: int = Field(0, ge=0, lt=2**32)
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _baselines_as_published(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("method") not in BASELINES:
+            return given
+        settings = given.get("settings", {})
+        return given | {"settings": {"preset": "socket"} | settings} if isinstance(settings, dict) else given
+
     @model_validator(mode="after")
     def _pairs_where_needed(self) -> Adaptation:
-        if self.method != "source_only" and self.data.pairs is None:
-            message = f"method '{self.method}' needs data.pairs; only source_only does without"
+        if self.method not in WITHOUT_PAIRS and self.data.pairs is None:
+            message = f"method '{self.method}' needs data.pairs; only {' and '.join(WITHOUT_PAIRS)} do without"
             raise PydanticCustomError("pairs_missing", "{message}", {"message": message, "pointer": "/data/pairs"})
         return self
 

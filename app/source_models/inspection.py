@@ -37,15 +37,16 @@ def inspect(path: Path) -> Literal["safetensors", "torch"]:
     with _Frugal(path) as file:
         head = file.read(9)
         file.seek(0)
+        # First of all: the length of a safetensors header may have the bytes that a zip archive or a pickle begins with.
+        if head[4:] == b"\0\0\0\0{":
+            _safetensors(file, size)
+            return "safetensors"
         if head.startswith(b"PK"):
             _archive(file, size)
             return "torch"
         if head.startswith(b"\x80"):
             pickle_scan.legacy_file(file.read(min(size, MAX_READ_BYTES)), whole=size <= MAX_READ_BYTES)
             return "torch"
-        if head[8:] == b"{":
-            _safetensors(file, size)
-            return "safetensors"
         pickle_scan.refuse_ancient(file.read(min(size, 2**16)))
     raise _format(f"the file starts with {head!r}")
 

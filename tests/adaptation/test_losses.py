@@ -69,6 +69,55 @@ def test_L_feat_is_the_mean_square_over_dimensions():
     assert losses.L_feat(t(a), t(b)).item() == pytest.approx(((a - b) ** 2).mean(), rel=1e-5)
 
 
+def test_L_feat_norm_is_the_frobenius_norm_of_the_batch():
+    a, b = RNG.normal(size=(5, 16)), RNG.normal(size=(5, 16))
+    assert losses.L_feat_norm(t(a), t(b)).item() == pytest.approx(np.linalg.norm(a - b), rel=1e-5)
+
+
+def test_L_rec_f_has_no_scale():
+    a, b = RNG.normal(size=(5, 16)), RNG.normal(size=(5, 16))
+    assert losses.L_rec_f(t(a), t(b)).item() == pytest.approx(((a - b) ** 2).sum() / (a**2).sum(), rel=1e-5)
+    assert losses.L_rec_f(t(7 * a), t(7 * b)).item() == pytest.approx(losses.L_rec_f(t(a), t(b)).item(), rel=1e-5)
+
+
+def test_L_BN_is_the_divergence_of_the_two_gaussians_of_each_channel():
+    here = [(RNG.normal(size=c), RNG.uniform(0.5, 2, c)) for c in (3, 5)]
+    there = [(RNG.normal(size=c), RNG.uniform(0.5, 2, c)) for c in (3, 5)]
+    divergences = [
+        np.mean(np.log(np.sqrt(d / b)) + (b + (a - c) ** 2) / (2 * d) - 0.5) for (a, b), (c, d) in zip(here, there, strict=True)
+    ]
+    found = losses.L_BN([(t(a), t(b)) for a, b in here], [(t(a), t(b)) for a, b in there])
+    assert found.item() == pytest.approx(np.mean(divergences), rel=1e-3)
+    scaled = [[(t(1000 * a), t(1e6 * b)) for a, b in layers] for layers in (here, there)]
+    assert losses.L_BN(*scaled).item() == pytest.approx(found.item(), rel=1e-3)
+
+
+def test_L_BN_of_dead_channels_is_finite():
+    dead = [(torch.zeros(4), torch.zeros(4))]
+    assert losses.L_BN(dead, dead).item() == 0
+    assert losses.L_BN(dead, [(torch.ones(4), torch.ones(4))]).isfinite()
+
+
+def test_L_d_adds_the_distances_of_means_and_variances_and_weighs_the_first_layer_ten_times():
+    here = [(RNG.normal(size=c), RNG.random(c)) for c in (3, 5)]
+    there = [(RNG.normal(size=c), RNG.random(c)) for c in (3, 5)]
+    distances = [np.linalg.norm(a - c) + np.linalg.norm(b - d) for (a, b), (c, d) in zip(here, there, strict=True)]
+    found = losses.L_d([(t(a), t(b)) for a, b in here], [(t(a), t(b)) for a, b in there])
+    assert found.item() == pytest.approx(10 * distances[0] + distances[1], rel=1e-5)
+
+
+def test_L_BN_is_nothing_for_a_network_without_batch_norm_and_refuses_another_network():
+    assert losses.L_BN([], []).item() == 0
+    with pytest.raises(ValueError, match="1 layers against those of 0"):
+        losses.L_BN([(t(np.ones(2)), t(np.ones(2)))], [])
+
+
+def test_L_KL_by_confidence_leaves_out_what_the_teacher_does_not_know():
+    sure, student = torch.tensor([[30.0, 0.0, 0.0]]), torch.tensor([[1.0, 2.0, 0.5]])
+    assert losses.L_KL(sure, student, by_confidence=True).item() == pytest.approx(losses.L_KL(sure, student).item(), rel=1e-5)
+    assert losses.L_KL(torch.zeros(1, 3), student, by_confidence=True).item() == pytest.approx(0, abs=1e-6)
+
+
 def test_L_self_is_the_cross_entropy_of_pseudo_labels():
     z, labels = RNG.normal(0, 2, (6, 4)), RNG.integers(0, 4, 6)
     expected = -np.log(softmax(z)[np.arange(6), labels]).mean()

@@ -68,7 +68,7 @@ def test_killed_again_and_again_it_ends_in_the_same_weights(job):
     deaths = [
         at("phase", "preparing"),
         at("checkpoint", "bridging", 3),
-        lambda event: event.type == "metric" and event.series == "bridging/held_out" and event.step == 8,
+        lambda event: event.type == "metric" and event.series == "bridging/score" and event.step == 8,
         lambda event: event.type == "metric" and event.series == "transferring/churn",
         at("phase", "evaluating"),
         at("phase", "publishing"),

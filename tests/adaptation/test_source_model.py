@@ -17,7 +17,8 @@ from torch import nn
 
 from app.errors import Problem
 from app.spec import InputSpec, SourceModelFile
-from worker.adaptation.source_model import batch_norms, build, load, weights
+from worker.adaptation import batch_norm
+from worker.adaptation.source_model import build, load, weights
 
 K = 4
 CLASSES = ("box", "mug", "pan", "jar")
@@ -84,7 +85,7 @@ def test_logits_are_those_of_the_plain_library_model_and_the_weights_go_back_int
     assert features.shape == (2, classifier.h.in_features) and torch.equal(classifier.h(features), logits)
     assert logits.std() > 1e-4 and not classifier.training
     assert isinstance(network.get_submodule(classifier.head), nn.Linear)
-    assert len(batch_norms(classifier)) == norms
+    assert len(batch_norm.layers(classifier)) == norms
 
     out = weights(classifier)
     assert all(torch.equal(out[name], value) for name, value in network.state_dict().items())

@@ -87,6 +87,14 @@ def test_files_of_tensors_pass(told: Callable[[bytes], str], content: bytes, for
     assert told(content) == format
 
 
+@pytest.mark.parametrize("header_bytes", [0x80, 0x4B50], ids=["as a pickle", "as a zip archive"])
+def test_a_safetensors_header_may_begin_as_another_format_does(told: Callable[[bytes], str], header_bytes: int) -> None:
+    header = json.dumps(GOOD).encode().ljust(header_bytes)
+    content = header_file(header, bytes(8))
+    assert content[:2] in (b"\x80\0", b"PK")
+    assert told(content) == "safetensors"
+
+
 def test_every_dtype_that_weights_only_reads_passes(told: Callable[[bytes], str]) -> None:
     for dtype in (torch.float64, torch.float16, torch.float8_e4m3fn, torch.int8, torch.uint8, torch.int16, torch.uint16):
         for how in ({}, {"_use_new_zipfile_serialization": False}):

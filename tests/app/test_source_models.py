@@ -50,6 +50,13 @@ def test_an_upload_is_stored_and_can_be_read(service: Service) -> None:
     assert [path.read_bytes() for path in files_in(service.blobs)] == [safetensors()]
 
 
+@pytest.mark.parametrize("architecture", ["shot/resnet50", "timm/convnext_atto.d2_in1k", "torchvision/vit_b_16"])
+def test_each_library_of_architectures_is_taken(service: Service, architecture: str) -> None:
+    answer = upload(service.client, description=DESCRIPTION | {"architecture": architecture})
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["description"]["architecture"] == architecture
+
+
 def test_the_same_file_with_the_same_description_is_one_model(service: Service) -> None:
     first, again = upload(service.client), upload(service.client)
     assert (again.status_code, again.json()) == (200, first.json())
@@ -163,6 +170,7 @@ def test_a_bad_file_leaves_nothing(service: Service, file: bytes, code: str) -> 
         (DESCRIPTION | {"clases": []}, "unknown_field", "/clases"),
         (DESCRIPTION | {"classes": ["one"]}, "invalid_request", "/classes"),
         (DESCRIPTION | {"architecture": "../resnet"}, "invalid_request", "/architecture"),
+        (DESCRIPTION | {"architecture": "shots/resnet50"}, "invalid_request", "/architecture"),
         ({"classes": ["a", "b"]}, "invalid_request", "/architecture"),
     ],
 )

@@ -22,7 +22,7 @@ from worker.adaptation.translator import replicate
 
 def work(spec: AdaptationSpec, images: int) -> float:
     """In forward passes of one image."""
-    return images * (1 if spec.method == "source_only" else 2 if spec.method == "tgmb" else 3)
+    return images * {"source_only": 1, "shot": 2, "socket": 2, "tgmb": 2}.get(spec.method, 3)
 
 
 def assess(job: Job, adapted: Adapted, labelled: LabelledImages | None) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def _models(job: Job, adapted: Adapted) -> dict[str, Model]:
 
 def _logits(job: Job, models: dict[str, Model], images: Images, done: Callable[[int], None]) -> dict[str, Tensor]:
     size = job.spec.source_model.input.size
-    logits = {name: evaluation.predict(model, images, size, job.device, done=done)[1] for name, model in models.items()}
+    logits = {name: evaluation.predict_logits(model, images, size, job.device, done=done) for name, model in models.items()}
     # A method that trains no classifier publishes one of these two: not computed twice.
     return logits | {"adapted": logits.get("adapted", logits.get("bridged", logits["source_only"]))}
 

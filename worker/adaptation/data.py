@@ -22,7 +22,7 @@ from torch import Tensor
 
 from app import layouts
 from app.errors import Problem, few
-from app.layouts import Entry
+from app.references import Entry
 from app.spec import DataSpec, InputSpec
 from worker.adaptation import image_cache
 from worker.adaptation.events import DataRead, Logged, Warned
@@ -88,10 +88,17 @@ class LabelledImages:
     labels: np.ndarray
 
 
-def read_target(data: DataSpec, input: InputSpec, cache: Path, emit: Emit, roots: Sequence[Path] | None = None) -> Images:
-    """x_tr_t, stored as squares of size / crop_ratio. Raises Problem as app.layouts.images does, and
-    too_many_broken_images, too_few_images, disk_full."""
-    entries = layouts.images(data.target, roots)
+def read_target(
+    data: DataSpec,
+    input: InputSpec,
+    cache: Path,
+    emit: Emit,
+    roots: Sequence[Path] | None = None,
+    classes: Sequence[str] | None = None,
+) -> Images:
+    """x_tr_t, stored as squares of size / crop_ratio. classes: the model's, see app.layouts. Raises Problem as
+    app.layouts.images does, and too_many_broken_images, too_few_images, disk_full."""
+    entries = layouts.images(data.target, roots, classes=classes)
     scaling, modality = data.target.scaling, data.target.modality
     no_reading = no_reading_value(scaling, modality)
 
@@ -108,15 +115,21 @@ def read_target(data: DataSpec, input: InputSpec, cache: Path, emit: Emit, roots
 
 
 def read_pairs(
-    data: DataSpec, input: InputSpec, target: Images, cache: Path, emit: Emit, roots: Sequence[Path] | None = None
+    data: DataSpec,
+    input: InputSpec,
+    target: Images,
+    cache: Path,
+    emit: Emit,
+    roots: Sequence[Path] | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Pairs:
     """The pairs, both images of a pair at one size: shorter side = size / crop_ratio * scale at the set's median aspect
     ratio. scale: the median shorter side of their target images over that of `target`'s, within 1 and 4. Depth of the
-    same bit depth as `target`'s is scaled as that was, unless the pairs have a scaling of their own. Raises Problem as
-    app.layouts.pairs does, and too_many_broken_images, too_few_images, disk_full."""
+    same bit depth as `target`'s is scaled as that was, unless the pairs have a scaling of their own. classes: the model's,
+    see app.layouts. Raises Problem as app.layouts.pairs does, and too_many_broken_images, too_few_images, disk_full."""
     if data.pairs is None:
         raise ValueError("the specification has no pairs")
-    rows = layouts.pairs(data.pairs, roots)
+    rows = layouts.pairs(data.pairs, roots, classes=classes)
     columns = {"pairs-source": [source for source, _ in rows], "pairs-target": [other for _, other in rows]}
     scaling, modality = data.pairs.scaling, data.target.modality
     no_reading = no_reading_value(scaling, modality)
@@ -218,7 +231,7 @@ def _read(
 
 
 def _survey(entries: Sequence[Entry], no_reading: int | None, pointer: str) -> Survey:
-    seen = survey([entry.path for entry in entries], no_reading)
+    seen = survey(entries, no_reading)
     if seen is None:
         names = [entry.name for entry in entries]
         raise Problem(

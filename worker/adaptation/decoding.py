@@ -8,9 +8,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from app.references import Encoding
+
 MAX_PIXELS = 89_478_485
 """Pillow's own limit, a quarter of a gigabyte of RGB. A larger image counts as unreadable."""
 FORMATS = ("PNG", "JPEG", "TIFF", "MPO")  # MPO: what many cameras write under the name of JPEG
+
+FARTHEST_ROTATED = 8000
+"""Millimetres. SUN RGB-D's own toolbox (read3dPoints.m) takes what is farther for this far."""
 
 # Pillow only warns up to twice its limit; its filter is the process's, and threads decode: set once, here.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
@@ -20,18 +25,20 @@ class UnreadableError(Exception):
     """An image that cannot be used; the message says why."""
 
 
-def decode(path: Path) -> np.ndarray:
+def decode(path: Path, encoding: Encoding = "plain") -> np.ndarray:
     """The image as [H, W, C]: uint8, uint16, or float32 where the file holds floats; C is 1 or 3.
 
     Three equal channels become one; palettes become RGB; alpha is dropped, as is every frame of a TIFF but the first.
-    32-bit integers are clipped to 0..65535. Orientation tags are not applied: the other sensor's image has none.
-    Raises UnreadableError.
+    32-bit integers are clipped to 0..65535. Orientation tags are not applied: the other sensor's image has none. An
+    encoding of "rotated" is undone: what is returned is millimetres, at most 8000. Raises UnreadableError.
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UnreadableError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}")
             array = _readings(image)
+            if encoding == "rotated":
+                array = _millimetres(array)
     except UnreadableError:
         raise
     except FileNotFoundError as error:
@@ -58,3 +65,10 @@ def _readings(image: Image.Image) -> np.ndarray:
     if mode in ("P", "PA"):
         return np.array(image.convert("RGBA"))[:, :, :3]
     return np.array(image.convert("RGB"))
+
+
+def _millimetres(array: np.ndarray) -> np.ndarray:
+    """uint16 [H, W], the bits rotated left by 3 -> uint16 [H, W]."""
+    if array.dtype != np.uint16 or array.ndim != 2:
+        raise UnreadableError(f"{array.dtype} of shape {array.shape} is not 16-bit depth of one channel")
+    return np.minimum((array >> 3) | (array << 13), np.uint16(FARTHEST_ROTATED))

@@ -5,7 +5,7 @@ All at centre crops, in eval mode, in fp32: what a user of the published weights
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from worker.adaptation.transforms import apply, centre_crops
 Model = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Images of the sensor [N, C, H, W] in [0, 1] -> features [N, D], logits [N, K]."""
 BATCH = 64
+EVIDENCE_ROWS = 8192
+"""Predictions at a time: the entropy of all at once would hold several copies of them."""
 
 
 def centre_batch(images: Images, index: np.ndarray, size: int) -> Tensor:
@@ -40,7 +42,6 @@ def chunks(index: np.ndarray) -> list[np.ndarray]:
     return [index[i : i + BATCH] for i in range(0, len(index), BATCH)]
 
 
-@torch.no_grad()
 def predict(
     model: Model,
     images: Images,
@@ -51,27 +52,62 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """Features [N, D] and logits [N, K], float32 on the CPU, of all images or of those of the index. done: told the number
     of images after each batch."""
-    parts = []
+    features = None
+    parts, place = [], 0
+    for f, logits in _predictions(model, images, size, device, index, done):
+        if features is None:  # put in place at once: parts that are joined at the end are held twice
+            features = f.new_empty(len(images) if index is None else len(index), f.shape[1])
+        features[place : (place := place + len(f))] = f
+        parts.append(logits)
+    if features is None:
+        raise ValueError("no images to predict")
+    return features, torch.cat(parts)
+
+
+def predict_logits(
+    model: Model,
+    images: Images,
+    size: int,
+    device: torch.device,
+    index: np.ndarray | None = None,
+    done: Callable[[int], None] = lambda _: None,
+) -> Tensor:
+    """What `predict` gives without the features, which of 100,000 images may be a gigabyte."""
+    return torch.cat([logits for _, logits in _predictions(model, images, size, device, index, done)])
+
+
+@torch.no_grad()
+def _predictions(
+    model: Model,
+    images: Images,
+    size: int,
+    device: torch.device,
+    index: np.ndarray | None,
+    done: Callable[[int], None],
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features [n, D] and logits [n, K] of batch after batch."""
     wanted = np.arange(len(images)) if index is None else index
     for part, x in prefetched(lambda part: centre_batch(images, part, size), chunks(wanted)):
         features, logits = model(to_device(x, device))
-        parts.append((features.float().cpu(), logits.float().cpu()))
+        yield features.float().cpu(), logits.float().cpu()
         done(len(part))
-    return torch.cat([features for features, _ in parts]), torch.cat([logits for _, logits in parts])
 
 
 def evidence(logits: Tensor) -> dict[str, float]:
     """What predictions [N, K] say of themselves. mean_entropy: in nats; entropy_share: of ln K, 0 sure to 1 clueless;
     effective_classes: exp(H(mean p)), 1 where everything is one class to K; largest_class_share: images that the most
     frequent class was predicted for."""
-    p = logits.softmax(1)
-    K = p.shape[1]
-    mean_entropy = entropy(p).mean().item()
+    N, K = logits.shape
+    entropies, sum_p = logits.new_zeros(()), logits.new_zeros(K)
+    for part in logits.split(EVIDENCE_ROWS):
+        p = part.softmax(1)
+        entropies, sum_p = entropies + entropy(p).sum(), sum_p + p.sum(0)
+    mean_entropy = entropies.item() / N
     return {
         "mean_entropy": mean_entropy,
         "entropy_share": mean_entropy / float(np.log(K)),
-        "effective_classes": entropy(p.mean(0)).exp().item(),
-        "largest_class_share": torch.bincount(logits.argmax(1), minlength=K).max().item() / len(logits),
+        "effective_classes": entropy(sum_p / N).exp().item(),
+        "largest_class_share": torch.bincount(logits.argmax(1), minlength=K).max().item() / N,
     }
 
 

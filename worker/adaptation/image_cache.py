@@ -22,12 +22,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from app.errors import Problem
-from app.layouts import Entry
+from app.references import Entry
 from worker.adaptation.decoding import UnreadableError, decode
 from worker.adaptation.resampling import fit, fit_readings
 from worker.adaptation.scaling import measured
 
-VERSION = 1
+VERSION = 2
 BROKEN_NAMED = 10
 ASPECT_TOLERANCE = 0.02
 LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as Pillow's convert("L")
@@ -62,9 +62,9 @@ class Prepared:
     converted: bool
 
 
-def prepare(path: Path, stored: Stored) -> Prepared:
+def prepare(entry: Entry, stored: Stored) -> Prepared:
     """Decode, convert, fill and resize one image. Raises UnreadableError."""
-    raw = decode(path)
+    raw = decode(entry.path, entry.encoding)
     h, w, channels = raw.shape
     valid = measured(raw, stored.no_reading)
     whole = bool(valid.all())
@@ -96,15 +96,16 @@ def _factor(bits: int, stored: Stored) -> np.float32:
 
 
 def key_of(columns: Sequence[Sequence[Entry]], settings: Any) -> str:
-    """A digest of everything that decides what is stored: names, sizes and times of the files, and the settings (JSON)."""
+    """A digest of everything that decides what is stored: names, encodings, sizes and times of the files, and the settings
+    (JSON)."""
     digest = hashlib.sha256(json.dumps([VERSION, settings], sort_keys=True).encode())
     for entries in columns:
         for entry in entries:
             try:
                 stat = entry.path.stat()
-                state = (entry.name, str(entry.path), stat.st_size, stat.st_mtime_ns)
+                state = (entry.name, str(entry.path), entry.encoding, stat.st_size, stat.st_mtime_ns)
             except OSError:
-                state = (entry.name, str(entry.path), -1, -1)
+                state = (entry.name, str(entry.path), entry.encoding, -1, -1)
             digest.update(json.dumps(state).encode() + b"\n")
         digest.update(b"--\n")
     return digest.hexdigest()
@@ -223,7 +224,7 @@ def _rows(columns: Sequence[tuple[Sequence[Entry], Stored]]) -> Iterator[list[Pr
         found: list[Prepared | UnreadableError] = []
         for entries, stored in columns:
             try:
-                found.append(prepare(entries[i].path, stored))
+                found.append(prepare(entries[i], stored))
             except UnreadableError as error:
                 found.append(error)
         return found

@@ -7,10 +7,15 @@ pass, so that logarithms of small probabilities survive bfloat16.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Statistics = Sequence[tuple[Tensor, Tensor]]
+"""(mean, variance) of every batch norm of a network, in its order."""
+BN_EPSILON = 1e-5  # batch norm's own
 
 
 def L_rec(translated: Tensor, x_ti_s: Tensor) -> Tensor:
@@ -22,6 +27,20 @@ def L_rec(translated: Tensor, x_ti_s: Tensor) -> Tensor:
     0.25
     """
     return F.mse_loss(translated.float(), x_ti_s.float())
+
+
+def L_rec_f(f_s: Tensor, translated: Tensor) -> Tensor:
+    """Reconstruction of a pair in the features of the source model: sum ||f_s(T(x_ti_t)) - f_s(x_ti_s)||^2 over the batch,
+    over sum ||f_s(x_ti_s)||^2, so that it has no scale: 1 is "as far as nothing at all", 0 perfect.
+
+    f_s: [N, D] of f_s on the RGB image, no gradient; translated: [N, D] of f_s on the translation at the same crop. Ours,
+    after perceptual losses (Johnson et al., arXiv 1603.08155).
+
+    >>> L_rec_f(torch.ones(2, 4), torch.zeros(2, 4)).item()
+    1.0
+    """
+    f_s = f_s.float()
+    return (translated.float() - f_s).square().sum() / f_s.square().sum().clamp_min(1e-12)
 
 
 def L_D(d_ti: Tensor, d_tr: Tensor) -> Tensor:
@@ -50,8 +69,9 @@ def L_IM(logits: Tensor) -> Tensor:
     return -(p * log_p).sum(1).mean() - entropy(p.mean(0))
 
 
-def L_KL(teacher: Tensor, student: Tensor) -> Tensor:
-    """Distillation: mean_i KL(p_s || p_t) = mean_i sum_k p_s (log p_s - log p_t).
+def L_KL(teacher: Tensor, student: Tensor, by_confidence: bool = False) -> Tensor:
+    """Distillation: mean_i KL(p_s || p_t) = mean_i sum_k p_s (log p_s - log p_t). by_confidence (ours): each image counts as
+    1 - H(p_s) / ln K, so that a teacher that does not know does not teach.
 
     teacher: logits [N, K] of the source model on T(x_tr_t), no gradient; student: logits [N, K] of the target model on
     x_tr_t at the same crop. Source: TGKT, arXiv 2401.05014.
@@ -59,7 +79,11 @@ def L_KL(teacher: Tensor, student: Tensor) -> Tensor:
     >>> L_KL(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 2.0]])).item()
     0.0
     """
-    return F.kl_div(F.log_softmax(student.float(), 1), F.log_softmax(teacher.float(), 1), log_target=True, reduction="batchmean")
+    log_p = F.log_softmax(teacher.float(), 1)
+    divergence = F.kl_div(F.log_softmax(student.float(), 1), log_p, log_target=True, reduction="none").sum(1)
+    if by_confidence:
+        divergence = divergence * (1 - entropy(log_p.exp()) / math.log(log_p.shape[1]))
+    return divergence.mean()
 
 
 def L_feat(f_s: Tensor, f_t: Tensor) -> Tensor:
@@ -72,6 +96,58 @@ def L_feat(f_s: Tensor, f_t: Tensor) -> Tensor:
     1.0
     """
     return F.mse_loss(f_t.float(), f_s.float())
+
+
+def L_feat_norm(f_s: Tensor, f_t: Tensor) -> Tensor:
+    """SOCKET's own form of L_feat: the unsquared norm of the whole batch's difference, ||f_s(x_ti_s) - f_t(x_ti_t)||_F.
+
+    f_s, f_t: [N, D] as for L_feat. Source: SOCKET, arXiv 2209.04027, as its released code has it.
+
+    >>> L_feat_norm(torch.zeros(2, 2), torch.ones(2, 2)).item()
+    2.0
+    """
+    return torch.linalg.vector_norm(f_t.float() - f_s.float())
+
+
+def L_BN(statistics: Statistics, running: Statistics) -> Tensor:
+    """Batch-norm statistics of a batch against those that the source model was trained on, without a scale: the mean over
+    layers of the mean over channels of KL(N(mu, var) || N(mu^s, var^s)) = (var / var^s + (mu - mu^s)^2 / var^s - 1 - ln(var / var^s)) / 2.
+
+    statistics, running: (mu_l, var_l), each [C_l], of every batch norm in the order of the network. Ours, after SOCKET's
+    `L_d`, whose distances grow with the variances: thousands in EfficientNets, tens in ResNets.
+
+    >>> zero, one = torch.zeros(4), torch.ones(4)
+    >>> round(L_BN([(one, one)], [(zero, one)]).item(), 4)
+    0.5
+    """
+    if len(statistics) != len(running):
+        raise ValueError(f"statistics of {len(statistics)} layers against those of {len(running)}")
+    layers = []
+    for (mu, var), (mu_s, var_s) in zip(statistics, running, strict=True):
+        var_s = var_s + BN_EPSILON
+        ratio = (var + BN_EPSILON) / var_s
+        layers.append((ratio + (mu - mu_s).square() / var_s - 1 - ratio.log()).mean() / 2)
+    return torch.stack(layers).mean() if layers else torch.zeros(())
+
+
+def L_d(statistics: Statistics, running: Statistics, first: float = 10.0) -> Tensor:
+    """SOCKET's form of L_BN: sum_l w_l (||mu_l - mu_l^s||_2 + ||var_l - var_l^s||_2), w = `first` for the first layer, 1 for the others.
+
+    statistics, running: as for L_BN. Source: SOCKET, arXiv 2209.04027.
+
+    >>> zero, one = torch.zeros(4), torch.ones(4)
+    >>> L_d([(one, one)], [(zero, one)]).item()
+    20.0
+    """
+    if len(statistics) != len(running):
+        raise ValueError(f"statistics of {len(statistics)} layers against those of {len(running)}")
+    distances = [
+        torch.linalg.vector_norm(mu - mu_s) + torch.linalg.vector_norm(var - var_s)
+        for (mu, var), (mu_s, var_s) in zip(statistics, running, strict=True)
+    ]
+    if not distances:
+        return torch.zeros(())
+    return torch.stack([first * distances[0], *distances[1:]]).sum()
 
 
 def L_self(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""model.json: what the published weights are, and how to use them with torchvision or timm alone."""
+"""model.json: what the published weights are, and how to use them with torch, torchvision or timm alone."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
+from worker.adaptation import shot_checkpoint
 from worker.adaptation.data import Images
 from worker.adaptation.job import Adapted, Job
 from worker.adaptation.scaling import no_reading_value
+from worker.adaptation.source_model import Classifier
 
 
 def describe(job: Job, adapted: Adapted, files: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -22,15 +24,15 @@ def describe(job: Job, adapted: Adapted, files: dict[str, dict[str, Any]]) -> di
         "weights": files["model"] | {"dtype": "float32", "changed": adapted.classifier is not job.source},
         "translator": _translator(job, adapted, files),
         "input": input.model_dump(mode="json") | {"channels": 3},
-        "sensor": sensor(job, job.target),
-        "load": loading(source.architecture, len(source.classes), input.size),
+        "sensor": sensor(job, job.target, adapted.translated),
+        "load": loading(job.source, input.size),
         "method": job.spec.method,
         "seed": job.spec.seed,
         "settings": job.spec.settings.model_dump(mode="json"),
     }
 
 
-def sensor(job: Job, target: Images) -> dict[str, Any]:
+def sensor(job: Job, target: Images, translated: bool) -> dict[str, Any]:
     """How a raw image of the sensor becomes the input."""
     reference, input, range = job.spec.data.target, job.spec.source_model.input, target.range
     no_reading = no_reading_value(reference.scaling, reference.modality)
@@ -46,7 +48,7 @@ def sensor(job: Job, target: Images) -> dict[str, Any]:
         "Repeat the one channel three times." if target.array.shape[1] == 1 else "Keep the three channels.",
         "Subtract `mean` and divide by `std`, channel by channel.",
     ]
-    if job.spec.method == "tgmb":
+    if translated:
         steps[-2] = "Pass it through the translator, which gives RGB in [0, 1]."
     return {
         "modality": reference.modality,
@@ -65,11 +67,12 @@ def _translator(job: Job, adapted: Adapted, files: dict[str, dict[str, Any]]) ->
     if T is None:
         return None
     needed = adapted.translated
-    note = (
-        "The weights are the source model's, unchanged: it adapts to the sensor by being fed T(x) in place of x."
-        if needed
-        else "A by-product: the adapted model is fed x itself, not T(x)."
-    )
+    if not needed:
+        note = "A by-product: the adapted model is fed x itself, not T(x)."
+    elif adapted.classifier is job.source:
+        note = "The weights are the source model's, unchanged: it adapts to the sensor by being fed T(x) in place of x."
+    else:
+        note = "The model was adapted behind T, and must be fed T(x) in place of x."
     kind = job.spec.settings.bridging.translator
     return files["translator"] | {
         "kind": kind,
@@ -86,20 +89,26 @@ def _translator(job: Job, adapted: Adapted, files: dict[str, dict[str, Any]]) ->
     }
 
 
-def loading(architecture: str, classes: int, size: int) -> list[str]:
-    """Four lines of Python that load model.safetensors with the library and safetensors alone."""
-    library, name = architecture.split("/", 1)
-    if library == "timm":
+def loading(classifier: Classifier, size: int) -> list[str]:
+    """A few lines of Python that load model.safetensors with the library and safetensors alone."""
+    library, name = classifier.architecture.split("/", 1)
+    classes = classifier.h.out_features
+    if library == "shot":
+        build = shot_checkpoint.in_plain_torch(name, classes, classifier.f.netB)
+    elif library == "timm":
         more = f", img_size={size}" if _takes_img_size(name, size) else ""
-        build = f"timm.create_model({name!r}, pretrained=False, num_classes={classes}{more})"
+        build = ["import timm", f"model = timm.create_model({name!r}, pretrained=False, num_classes={classes}{more})"]
     else:
         more = f", image_size={size}" if name.startswith("vit_") else ""
         more += f", input_size=({size}, {size})" if name == "maxvit_t" else ""
         more += ", aux_logits=False, init_weights=True" if name in ("googlenet", "inception_v3") else ""
-        build = f"torchvision.models.get_model({name!r}, weights=None, num_classes={classes}{more})"
+        build = [
+            "import torchvision",
+            f"model = torchvision.models.get_model({name!r}, weights=None, num_classes={classes}{more})",
+        ]
     return [
-        f"import {library}; from safetensors.torch import load_file",
-        f"model = {build}",
+        f"{build[0]}; from safetensors.torch import load_file",
+        *build[1:],
         'model.load_state_dict(load_file("model.safetensors"))',
         "model.eval()",
     ]

@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+CHUNK = 4096
+"""Images at a time: 32 MiB of 2,048 features."""
+
 
 def assign(features: Tensor, p: Tensor, rounds: int = 2) -> Tensor:
     """The nearest centroid of every image by cosine: int64 [N].
@@ -14,17 +17,26 @@ def assign(features: Tensor, p: Tensor, rounds: int = 2) -> Tensor:
     L2-normalised, f_i, as SHOT's released code does. Centroids c_k = sum_i p(k|x_i) f_i / sum_i p(k|x_i); a second round
     recomputes them from the assignment of the first (SHOT does both rounds, SOCKET the first alone). A class that no
     image is predicted as has no centroid and is never assigned.
+
+    Works CHUNK images at a time: the f_i together would be a second copy of the features, which are most of a job's memory.
     """
-    f = F.normalize(torch.cat([features.float(), features.new_ones(len(features), 1, dtype=torch.float32)], 1), dim=1)
-    weight = p.float()
     K = p.shape[1]
     predicted = torch.bincount(p.argmax(1), minlength=K).nonzero().flatten()
-    for _ in range(rounds):
-        centroids = weight.T @ f / (weight.sum(0)[:, None] + 1e-8)
-        similarity = f @ F.normalize(centroids[predicted], dim=1).T
-        labels = predicted[similarity.argmax(1)]
-        weight = F.one_hot(labels, K).float()
+    labels = torch.empty(len(p), dtype=torch.int64, device=p.device)
+    for number in range(rounds):
+        sums, weights = 0, 0
+        for x, p_i, label in zip(features.split(CHUNK), p.split(CHUNK), labels.split(CHUNK), strict=True):
+            weight = p_i.float() if number == 0 else F.one_hot(label, K).float()
+            sums, weights = sums + weight.T @ _normalised(x), weights + weight.sum(0)
+        centroids = F.normalize((sums / (weights[:, None] + 1e-8))[predicted], dim=1)
+        for x, label in zip(features.split(CHUNK), labels.split(CHUNK), strict=True):
+            label.copy_(predicted[(_normalised(x) @ centroids.T).argmax(1)])
     return labels
+
+
+def _normalised(features: Tensor) -> Tensor:
+    """f_i, float32 [n, D + 1]."""
+    return F.normalize(F.pad(features.float(), (0, 1), value=1.0), dim=1)
 
 
 def churn(before: Tensor, after: Tensor) -> float:

@@ -3,6 +3,7 @@ would have drawn, and no random state needs saving."""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from zlib import crc32
 
 import numpy as np
@@ -33,4 +34,13 @@ def batch(seed: int, stage: str, step: int, n: int, wanted: int) -> np.ndarray:
     """Indices int64 [min(n, wanted)] of the images of a step: a slice of its epoch's permutation of n."""
     epoch, place = divmod(step, steps_an_epoch(n, wanted))
     size = batch_size(n, wanted)
-    return generator(seed, f"order/{stage}", epoch).permutation(n)[place * size : (place + 1) * size]
+    return _order(seed, stage, epoch, n)[place * size : (place + 1) * size].copy()
+
+
+@lru_cache(maxsize=8)
+def _order(seed: int, stage: str, epoch: int, n: int) -> np.ndarray:
+    """An epoch's permutation of n, int64 [n]. Kept, since drawing it anew would make a step cost more the larger the set is; 8,
+    because a stage draws from two sets, and the batch that is made ahead may be of the next epoch."""
+    order = generator(seed, f"order/{stage}", epoch).permutation(n)
+    order.setflags(write=False)
+    return order

@@ -17,17 +17,24 @@ import torchvision
 
 from app import layouts
 from app.errors import Problem
-from app.spec import AdaptationSpec
+from app.spec import WITHOUT_PAIRS, AdaptationSpec
 from worker.adaptation import artifacts, assessment, checkpoint, data, device, report, source_model
 from worker.adaptation.data import Images, Pairs
 from worker.adaptation.device import Precision
 from worker.adaptation.events import Logged, Result, Started, Warned
 from worker.adaptation.job import Job
 from worker.adaptation.journal import Journal
-from worker.adaptation.methods import source_only, tgkt, tgmb
+from worker.adaptation.methods import shot, socket, socket_tgmb, source_only, tgkt, tgmb
 from worker.adaptation.source_model import Classifier
 
-METHODS: dict[str, ModuleType] = {"source_only": source_only, "tgmb": tgmb, "tgmb_tgkt": tgkt}
+METHODS: dict[str, ModuleType] = {
+    "source_only": source_only,
+    "shot": shot,
+    "socket": socket,
+    "socket_tgmb": socket_tgmb,
+    "tgmb": tgmb,
+    "tgmb_tgkt": tgkt,
+}
 """Each has adapt(job) -> Adapted, and work(spec, target images, pairs) -> cost by phase."""
 
 
@@ -63,11 +70,11 @@ def run(
     layouts.check(placed.data, placed.source_model.classes, roots)
     source = source_model.load(placed.source_model, weights_path)
     source = source.to(where, memory_format=torch.channels_last).requires_grad_(False)
-    cache, input = folder / "cache", spec.source_model.input
+    cache, input, classes = folder / "cache", spec.source_model.input, spec.source_model.classes
     cache.mkdir(exist_ok=True)
-    target = data.read_target(placed.data, input, cache, journal, roots)
-    needs_pairs = spec.data.pairs is not None and spec.method != "source_only"
-    pairs = data.read_pairs(placed.data, input, target, cache, journal, roots) if needs_pairs else None
+    target = data.read_target(placed.data, input, cache, journal, roots, classes)
+    needs_pairs = spec.data.pairs is not None and spec.method not in WITHOUT_PAIRS
+    pairs = data.read_pairs(placed.data, input, target, cache, journal, roots, classes) if needs_pairs else None
     identity["data"] = _fingerprint(target, pairs)
     if saved is not None and saved["identity"]["data"] != identity["data"]:
         journal(
@@ -77,9 +84,7 @@ def run(
     precision = saved["precision"] if saved else _precision(spec, source, where, journal)
 
     method = METHODS[spec.method]
-    labelled_images = (
-        len(layouts.labelled(placed.data.evaluation, spec.source_model.classes, roots)) if spec.data.evaluation else 0
-    )
+    labelled_images = len(layouts.labelled(placed.data.evaluation, classes, roots)) if spec.data.evaluation else 0
     work = method.work(spec, len(target), len(pairs or ()))
     work["evaluating"] = assessment.work(spec, len(target) + labelled_images)
     job = Job(spec, folder, journal, where, precision, source, target, pairs, identity, checkpoint_every, work)
@@ -94,7 +99,6 @@ def run(
     journal.begin("evaluating", trained)
     labelled = None
     if spec.data.evaluation is not None:
-        classes = spec.source_model.classes
         labelled = data.read_evaluation(placed.data, classes, input, target, cache, journal, roots)
     found = assessment.assess(job, adapted, labelled)
 

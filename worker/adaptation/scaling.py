@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from app.references import Entry
 from app.spec import Modality, Scaling
 from worker.adaptation.decoding import UnreadableError, decode
 
@@ -47,16 +47,16 @@ class Range:
     words: str
 
 
-def survey(paths: Sequence[Path], no_reading: int | None) -> Survey | None:
+def survey(entries: Sequence[Entry], no_reading: int | None) -> Survey | None:
     """A look at up to SAMPLE of the images, evenly spaced. None if not one of them can be read."""
-    picked = np.unique(np.linspace(0, len(paths) - 1, min(SAMPLE, len(paths))).astype(int))
+    picked = np.unique(np.linspace(0, len(entries) - 1, min(SAMPLE, len(entries))).astype(int))
     kinds: list[tuple[int, int]] = []
     shapes: list[tuple[int, int]] = []
     readings: list[np.ndarray] = []
     largest = 0.0
-    for path in (paths[i] for i in picked):
+    for entry in (entries[i] for i in picked):
         try:
-            array = decode(path)
+            array = decode(entry.path, entry.encoding)
         except UnreadableError:
             continue
         kinds.append((array.dtype.itemsize * 8, array.shape[2]))

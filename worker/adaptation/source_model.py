@@ -1,4 +1,4 @@
-"""A classifier of torchvision or timm as the paper has it: logits = h(f(x)), f the extractor, h the last linear layer.
+"""A classifier of torchvision, timm or SHOT as the paper has it: logits = h(f(x)), f the extractor, h the last linear layer.
 
 The last linear layer is found by running the network once, not configured, and the split is checked: h(f(x)) must equal
 what the whole network says. Nothing here goes to the network (`pretrained` is never set).
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from app.errors import Problem, few
 from app.spec import InputSpec, SourceModelFile
+from worker.adaptation import shot_checkpoint
+from worker.adaptation.shot_checkpoint import Bottleneck
 from worker.adaptation.state_dict_file import read
 
 ARCHITECTURE = "/source_model/architecture"
@@ -28,8 +30,8 @@ class Classifier(nn.Module):
     """One network split as f and h.
 
     f: images, normalised, to features [N, D]. h: nn.Linear, features to logits [N, K]. head: the dotted name that h has
-    in the architecture. architecture: `torchvision/...` or `timm/...`. Carries its own normalisation (`mean`, `std`),
-    which is no part of its state_dict.
+    in the architecture. architecture: `torchvision/...`, `timm/...` or `shot/...`. Carries its own normalisation (`mean`,
+    `std`), which is no part of its state_dict.
     """
 
     def __init__(self, f: nn.Module, h: nn.Linear, head: str, architecture: str, input: InputSpec) -> None:
@@ -43,10 +45,16 @@ class Classifier(nn.Module):
         features = self.f((x - self.mean) / self.std)
         return features, self.h(features)
 
+    def bottleneck(self) -> list[nn.Parameter]:
+        """The parameters of f that SHOT and SOCKET train at ten times the rate of the rest: those of netB. Of `torchvision/...`
+        and `timm/...`: none."""
+        return list(self.f.netB.parameters()) if self.architecture.startswith("shot/") else []
+
 
 def build(architecture: str, classes: int, input: InputSpec) -> Classifier:
-    """The architecture with `classes` outputs and fresh weights, in training mode. Raises Problem unknown_architecture
-    (with the nearest names), unsupported_architecture (no last linear layer makes the logits) or input_too_small."""
+    """The architecture with `classes` outputs and fresh weights, in training mode; of `shot/...` with the bottleneck that
+    SHOT gives it. Raises Problem unknown_architecture (with the nearest names), unsupported_architecture (no last linear
+    layer makes the logits) or input_too_small."""
     network = _network(architecture, classes, input)
     return _split(network, _find_head(network, architecture, classes, input), architecture, input)
 
@@ -56,9 +64,12 @@ def load(source_model: SourceModelFile, path: Path) -> Classifier:
     source_model_mismatch (context: missing, unexpected, ill_shaped) or source_model_not_finite (context: names)."""
     tensors = read(path)
     architecture, classes = source_model.architecture, len(source_model.classes)
+    bottleneck = None
+    if architecture.startswith("shot/"):
+        tensors, bottleneck = shot_checkpoint.plain(tensors, classes)
     # Fresh weights are drawn only to be overwritten: the caller's generator should not notice.
     with torch.random.fork_rng(devices=[]):
-        network = _network(architecture, classes, source_model.input)
+        network = _network(architecture, classes, source_model.input, bottleneck)
         head = _find_head(network, architecture, classes, source_model.input)
     auxiliary = AUXILIARY.get(architecture)
     if auxiliary is not None:
@@ -75,14 +86,12 @@ def weights(classifier: Classifier) -> dict[str, Tensor]:
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
 
 
-def batch_norms(classifier: nn.Module) -> list[nn.Module]:
-    """The BatchNorm1d/2d/3d layers and their subclasses (timm's BatchNormAct2d), in the order of the network."""
-    # The one base that is theirs and not instance norm's is torch's private one.
-    return [module for module in classifier.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-
-
-def _network(architecture: str, classes: int, input: InputSpec) -> nn.Module:
+def _network(architecture: str, classes: int, input: InputSpec, bottleneck: Bottleneck | None = None) -> nn.Module:
     library, name = architecture.split("/", 1)
+    if library == "shot":
+        if name not in shot_checkpoint.RESNETS:
+            raise _unknown("shot", name, list(shot_checkpoint.RESNETS))
+        return shot_checkpoint.network(name, classes, bottleneck or Bottleneck())
     try:
         network = _torchvision(name, classes, input) if library == "torchvision" else _timm(name, classes, input)
     except (
@@ -140,7 +149,7 @@ def _unknown(library: str, name: str, known: list[str]) -> Problem:
 def _own_size(architecture: str) -> int:
     """The input size that the architecture was made for."""
     library, name = architecture.split("/", 1)
-    if library == "torchvision":
+    if library != "timm":
         return 299 if name == "inception_v3" else 224
     from timm.models import get_pretrained_cfg
 

@@ -48,10 +48,13 @@ class Stage:
             seed_torch(self.job.spec.seed, self.phase, step)
             yield step, batch
 
-    def decay(self, optimiser: Optimizer, lr: float) -> None:
-        """lr (1 + 10 p)^-0.75, p the progress of the stage. Source: SHOT's schedule, which is DANN's."""
+    def decay(self, optimiser: Optimizer, lr: float, warmup: int = 0) -> None:
+        """lr (1 + 10 p)^-0.75, p the progress of the stage; over the first `warmup` steps it comes up from 0. Source: SHOT's
+        schedule, which is DANN's; the warm-up is ours, for Adam, whose first steps are as long as any. A group of parameters
+        may have a `factor` of its own."""
+        rise = min(1.0, (self.step + 1) / (warmup + 1))
         for group in optimiser.param_groups:
-            group["lr"] = lr * (1 + 10 * self.step / self.steps) ** -0.75
+            group["lr"] = group.get("factor", 1.0) * rise * lr * (1 + 10 * self.step / self.steps) ** -0.75
 
     def advance(self, losses: dict[str, Tensor], images: int) -> None:
         """The end of a step: log, look for divergence, save, stop if asked. losses: scalars, detached here and read only

@@ -26,6 +26,8 @@ from app.errors import Problem, few
 POINTER = "/source_model"
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 PREFIXES = ("module.", "_orig_mod.")
+PARTS = ("netF", "netB", "netC")
+"""The three networks of SHOT, which may lie in one file as three dicts, by these names or as F, B and C."""
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 
 
@@ -33,8 +35,9 @@ def read(path: Path) -> dict[str, Tensor]:
     """The tensors of the file by name, on the CPU, in the file's dtypes, memory-mapped where the format allows it.
 
     One level of {"state_dict": ...}, {"model": ...} or {"model_state_dict": ...} is unwrapped, and a prefix that every
-    name has ("module." of DataParallel, "_orig_mod." of torch.compile) removed. Raises Problem empty_file,
-    source_model_format, source_model_truncated, unsafe_pickle, archive_bomb, reference_missing, reference_unreadable.
+    name has ("module." of DataParallel, "_orig_mod." of torch.compile) removed. {"netF": {...}, "netB": {...}, "netC": {...}}
+    becomes names that begin with "netF.", "netB." and "netC.". Raises Problem empty_file, source_model_format,
+    source_model_truncated, unsafe_pickle, archive_bomb, reference_missing, reference_unreadable.
     """
     try:
         size = path.stat().st_size
@@ -46,13 +49,14 @@ def read(path: Path) -> dict[str, Tensor]:
         raise Problem("reference_unreadable", f"{path.name!r}: {error.strerror}", pointer=POINTER) from error
     if size == 0:
         raise Problem("empty_file", "the file of the source model has 0 bytes", pointer=POINTER)
+    # First of all: the length of a safetensors header may have the bytes that a zip archive or a pickle begins with.
+    if len(head) == 9 and head[8:] == b"{" and struct.unpack("<Q", head[:8])[0] <= MAX_HEADER_BYTES:
+        return _tensors(_safetensors(path, size, struct.unpack("<Q", head[:8])[0]))
     if head.startswith(b"PK"):
         _measure_archive(path, size)
         return _tensors(_torch_load(path, mmap=True))
     if head.startswith(b"\x80"):
         return _tensors(_torch_load(path, mmap=False))
-    if len(head) == 9 and head[8:] == b"{" and struct.unpack("<Q", head[:8])[0] <= MAX_HEADER_BYTES:
-        return _tensors(_safetensors(path, size, struct.unpack("<Q", head[:8])[0]))
     raise _other(path)
 
 
@@ -142,6 +146,7 @@ def _other(path: Path) -> Problem:
 def _tensors(loaded: object) -> dict[str, Tensor]:
     if isinstance(loaded, Mapping):
         loaded = next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), loaded)
+        loaded = _joined(loaded)
     if not isinstance(loaded, Mapping) or not loaded:
         raise Problem("source_model_format", f"the file holds {type(loaded).__name__}, not named tensors", pointer=POINTER)
     for name, value in loaded.items():
@@ -151,8 +156,21 @@ def _tensors(loaded: object) -> dict[str, Tensor]:
         if value.layout is not torch.strided or value.device.type != "cpu" or value.is_complex() or value.is_quantized:
             kind = f"{str(value.dtype).removeprefix('torch.')} {str(value.layout).removeprefix('torch.')} on {value.device.type}"
             raise Problem("source_model_format", f"tensor {name[:200]!r} is {kind}; plain real tensors are read", pointer=POINTER)
-    names = list(loaded)
+    return without_prefixes(dict(loaded))
+
+
+def _joined(loaded: Mapping) -> Mapping:
+    for keys in (PARTS, ("F", "B", "C")):
+        if all(isinstance(loaded.get(key), Mapping) for key in keys):
+            parts = [(part, name, value) for part, key in zip(PARTS, keys, strict=True) for name, value in loaded[key].items()]
+            return {f"{part}.{name}" if isinstance(name, str) else name: value for part, name, value in parts}
+    return loaded
+
+
+def without_prefixes(tensors: dict[str, Tensor], part: str = "") -> dict[str, Tensor]:
+    """A prefix that every name has is removed; of the names that begin with `part`, what every one has after it."""
     for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in names):
-            names = [name.removeprefix(prefix) for name in names]
-    return dict(zip(names, loaded.values(), strict=True))
+        whole = part + prefix
+        if all(name.startswith(whole) for name in tensors if name.startswith(part)):
+            tensors = {part + name.removeprefix(whole) if name.startswith(whole) else name: t for name, t in tensors.items()}
+    return tensors

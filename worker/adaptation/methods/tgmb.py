@@ -5,29 +5,22 @@ As a method of its own it is this stage alone: the source model applied to T(x).
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from app.spec import AdaptationSpec
-from worker.adaptation import losses
-from worker.adaptation.data import Pairs
+from worker.adaptation import batch_norm, losses
 from worker.adaptation.device import autocast, to_device
-from worker.adaptation.evaluation import centre_pairs, chunks, evidence, predict
+from worker.adaptation.evaluation import evidence, predict
 from worker.adaptation.events import Logged, Phase, Warned
 from worker.adaptation.job import Adapted, Job
+from worker.adaptation.methods import stopping
 from worker.adaptation.randomness import batch, generator, seed_torch
 from worker.adaptation.stage import Stage
 from worker.adaptation.transforms import apply, pair_crops, random_crops
 from worker.adaptation.translator import Translator, build, replicate
 
-VALIDATION_PAIRS = 256
-TOLERANCE = 0.03
-"""A later T replaces the best one unless its score is worse by more than this share: L_D and L_IM go on adapting T to the
-task-relevant images, which the score, of pairs alone, does not show. Seen on rendered depth, one seed, where the score is flat: to be measured."""
 COLLAPSE_IMAGES = 512
 COLLAPSED_SHARE = 0.95
 
@@ -35,7 +28,7 @@ COLLAPSED_SHARE = 0.95
 def work(spec: AdaptationSpec, target: int, pairs: int) -> dict[Phase, float]:
     """In forward passes of one image: T and the frozen source model, forward and backward."""
     w, s = spec.settings.weights, spec.settings.bridging
-    images = (2 if w.d > 0 else 0) + (1 if w.im > 0 and w.d == 0 else 0)
+    images = (1 if w.d > 0 or w.rec_f > 0 else 0) + (1 if max(w.d, w.im, w.bn_s) > 0 else 0) + (w.rec_f > 0) / 3
     return {"bridging": s.steps * s.batch_size * (3 + 3 * images)}
 
 
@@ -64,20 +57,18 @@ def train(job: Job) -> Translator:
         return T.eval().requires_grad_(False)
     adam = torch.optim.Adam([*T.parameters(), *D.parameters()], lr=s.lr)
     training, held = split(job)
-    memory: dict[str, Any] = {"best": None, "score": 0.0, "lowest": float("inf"), "at": 0, "worse": 0}
+    memory = stopping.nothing_yet()
     stage = Stage(job, "bridging", s.steps, {"T": T, "D": D, "adam": adam}, memory)
-    held_out = HeldOutPairs(job, job.pairs, held)
-    # The untrained T counts as a candidate where it is "replicate": nothing worse than that is ever kept.
-    if stage.step == 0:
-        keep_if_best(stage, T, held_out(T))
+    running = batch_norm.running(job.source)
+    score = stopping.Score(job, held, running)
 
     def make(step: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x_ti_s = x_ti_t = x_tr_t = None
-        if w.rec > 0 or w.d > 0:
+        if max(w.rec, w.rec_f, w.d) > 0:
             index = training[batch(spec.seed, "bridging/pairs", step, len(training), s.batch_size)]
             rng = generator(spec.seed, "bridging/pairs/crops", step)
             x_ti_s, x_ti_t = pair_crops(rng, job.pairs.batch(index), spec.source_model.input.size, job.pairs.scale)
-        if w.d > 0 or w.im > 0:
+        if max(w.d, w.im, w.bn_s) > 0:
             x_tr_t = random_target_batch(job, "bridging/target", step, s.batch_size)
         return x_ti_s, x_ti_t, x_tr_t
 
@@ -91,8 +82,19 @@ def train(job: Job) -> Translator:
             if w.rec > 0:
                 terms["L_rec"] = losses.L_rec(ti, to_device(x_ti_s, device))
                 total = total + w.rec * terms["L_rec"]
-            if w.d > 0 or w.im > 0:
-                features, logits = job.source(torch.cat([tr, ti]) if w.d > 0 else tr)
+            parts = ([tr] if tr is not None else []) + ([ti] if w.d > 0 or w.rec_f > 0 else [])
+            if max(w.d, w.im, w.bn_s, w.rec_f) > 0:
+                n = len(tr) if tr is not None else 0
+                with batch_norm.observed(job.source if w.bn_s > 0 else None, n) as seen:
+                    features, logits = job.source(torch.cat(parts))
+            if w.rec_f > 0:
+                with torch.no_grad():
+                    f_s, _ = job.source(to_device(x_ti_s, device))
+                terms["L_rec_f"] = losses.L_rec_f(f_s, features[n:])
+                total = total + w.rec_f * terms["L_rec_f"]
+            if w.bn_s > 0:
+                terms["L_BN"] = losses.L_BN(seen, running)
+                total = total + w.bn_s * terms["L_BN"]
             if w.d > 0:
                 d = D(losses.reverse_gradient(features, losses.dann_ramp(step / s.steps)))
                 terms["L_D"] = losses.L_D(d[len(tr) :], d[: len(tr)])
@@ -105,13 +107,12 @@ def train(job: Job) -> Translator:
             total.backward()
             adam.step()
         if (step + 1) % s.validate_every == 0 or step + 1 == s.steps:
-            keep_if_best(stage, T, held_out(T), step + 1)
+            stopping.keep_if_best(stage, T, score(T))
         stage.advance(terms, images=sum(len(x) for x in (x_ti_t, x_tr_t) if x is not None))
         if s.patience and memory["worse"] >= s.patience:
             job.journal(Logged(message=f"bridging stops at step {stage.step}: {s.patience} validations without a better one"))
             break
-    if memory["best"] is not None:
-        T.load_state_dict(memory["best"])
+    T.load_state_dict(memory["best"])
     T.eval().requires_grad_(False)
     warn_if_collapsed(job, T)
     stage.finish({"T": T.state_dict(), "best_step": memory["at"], "score": memory["score"]})
@@ -134,53 +135,6 @@ def translate(
         both = T(torch.cat([ti, tr]))
         return both[: len(ti)], both[len(ti) :]
     return (None if ti is None else T(ti)), (None if tr is None else T(tr))
-
-
-class HeldOutPairs:
-    """The score of a translator on the held-out pairs: L_rec plus the distance of source features, each relative to that
-    of the replicated image; 2 is "no better than replicating", 0 perfect.
-
-    Pixels alone would stop too late or too early: the feature distance is closer to what the classifier sees (ours).
-    """
-
-    def __init__(self, job: Job, pairs: Pairs, held: np.ndarray) -> None:
-        self.job = job
-        size = job.spec.source_model.input.size
-        self.batches = []
-        with torch.no_grad():
-            for part in chunks(held[:VALIDATION_PAIRS]):
-                source, target = (to_device(x, job.device) for x in centre_pairs(pairs, part, size))
-                self.batches.append((source, target, self._features(source)))
-        self.replicated = self._distances(replicate)
-
-    def __call__(self, T: Translator) -> float:
-        T.eval()
-        return sum(now / max(before, 1e-12) for now, before in zip(self._distances(T), self.replicated, strict=True))
-
-    @torch.no_grad()
-    def _distances(self, translate) -> tuple[float, float]:
-        sums = torch.zeros(2, device=self.job.device)
-        for source, target, features in self.batches:
-            with autocast(self.job.device, self.job.precision):
-                translated = translate(target)
-            pixels, feature = losses.L_rec(translated, source), losses.L_feat(features, self._features(translated))
-            sums += len(source) * torch.stack([pixels, feature])
-        pixels, feature = (sums / sum(len(source) for source, _, _ in self.batches)).tolist()
-        return pixels, feature
-
-    def _features(self, x: Tensor) -> Tensor:
-        with autocast(self.job.device, self.job.precision):
-            return self.job.source(x)[0].float()
-
-
-def keep_if_best(stage: Stage, T: Translator, score: float, step: int = 0) -> None:
-    stage.record("held_out", score, step)
-    memory = stage.memory
-    if score <= memory["lowest"] * (1 + TOLERANCE):
-        memory.update(best=copy.deepcopy(T.state_dict()), score=score, at=step, worse=0)
-        memory["lowest"] = min(memory["lowest"], score)
-    else:
-        memory["worse"] += 1
 
 
 def warn_if_collapsed(job: Job, T: Translator) -> None:

@@ -1,0 +1,87 @@
+"""When stage 1 stops, and which T it keeps: by a score without labels, of images that T is not trained on and of target images."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worker.adaptation import batch_norm, losses
+from worker.adaptation.device import autocast, to_device
+from worker.adaptation.evaluation import centre_batch, centre_pairs, chunks
+from worker.adaptation.job import Job
+from worker.adaptation.randomness import generator
+from worker.adaptation.stage import Stage
+from worker.adaptation.translator import Translator, replicate
+
+IMAGES = 256
+"""Held-out pairs, and target images, at most."""
+TOLERANCE = 0.03
+"""A later T replaces the best one unless its score is worse by more than this share: the score is nearly flat, and L_D and L_IM,
+which it does not show, go on adapting T."""
+
+
+class Score:
+    """The score of a translator: the mean of L_rec and of the squared distance of source features on the held-out pairs, and of
+    L_BN on target images, each over that of the replicated image. 1 is "no better than replicating", 0 perfect.
+
+    The pairs alone would keep an untrained T where they are of another domain than the target images, as road scenes are for
+    flying objects; the statistics in the source model's batch norms are what is known of the domain itself (ours).
+    """
+
+    def __init__(self, job: Job, held: np.ndarray, running: losses.Statistics) -> None:
+        self.job, self.running = job, running
+        size = job.spec.source_model.input.size
+        index = generator(job.spec.seed, "bridging/score").choice(len(job.target), min(len(job.target), IMAGES), replace=False)
+        self.targets = [centre_batch(job.target, part, size) for part in chunks(np.sort(index)) if len(part) > 1]
+        self.pairs = []
+        with torch.no_grad():
+            for part in chunks(held[:IMAGES]):
+                source, target = centre_pairs(job.pairs, part, size)
+                self.pairs.append((source, target, self._features(to_device(source, job.device))))
+        self.replicated = self._distances(replicate)
+
+    def __call__(self, T: Translator) -> float:
+        T.eval()
+        ratios = self._distances(T) / self.replicated.clamp_min(1e-12)
+        return ratios[self.replicated > 0].mean().item()
+
+    @torch.no_grad()
+    def _distances(self, translate) -> Tensor:
+        """L_rec, feature distance and L_BN: float32 [3]. The last is 0 for a source model without batch norms."""
+        sums = torch.zeros(3, device=self.job.device)
+        for source, target, features in self.pairs:
+            with autocast(self.job.device, self.job.precision):
+                translated = translate(to_device(target, self.job.device))
+            rec = losses.L_rec(translated, to_device(source, self.job.device))
+            share = len(source) / sum(len(source) for source, _, _ in self.pairs)
+            sums[:2] += share * torch.stack([rec, losses.L_feat(features, self._features(translated))])
+        for x in self.targets:
+            with autocast(self.job.device, self.job.precision), batch_norm.observed(self.job.source) as seen:
+                self.job.source(translate(to_device(x, self.job.device)))
+            sums[2] += losses.L_BN(seen, self.running) / len(self.targets)
+        return sums
+
+    def _features(self, x: Tensor) -> Tensor:
+        with autocast(self.job.device, self.job.precision):
+            return self.job.source(x)[0].float()
+
+
+def nothing_yet() -> dict[str, Any]:
+    """The memory of a stage that uses `keep_if_best`."""
+    return {"best": None, "score": 0.0, "lowest": float("inf"), "at": 0, "worse": 0}
+
+
+def keep_if_best(stage: Stage, T: Translator, score: float) -> None:
+    """Records the score of T after the stage's present step, and keeps a copy of T in the stage's memory unless a former one
+    was better."""
+    step, memory = stage.step + 1, stage.memory
+    stage.record("score", score, step)
+    if score <= memory["lowest"] * (1 + TOLERANCE):
+        memory.update(best=copy.deepcopy(T.state_dict()), score=score, at=step, worse=0)
+        memory["lowest"] = min(memory["lowest"], score)
+    else:
+        memory["worse"] += 1

@@ -1,0 +1,181 @@
+"""Stage 2: trains a student f_t on the unlabelled target images and the pairs. The loop of every method that has a student.
+
+    L = kl L_KL + feat L_feat + self L_self + im_t L_IM + bn_t L_BN
+
+A method is a choice among these terms, and what the student is fed. T, the source model and every classifier are frozen.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, AdamW, Optimizer
+
+from app.spec import AdaptationSpec, LossWeights, TransferSettings
+from worker.adaptation import batch_norm, losses, pseudo_labels
+from worker.adaptation.device import autocast, to_device
+from worker.adaptation.evaluation import evidence, predict
+from worker.adaptation.events import Phase, Warned
+from worker.adaptation.job import Job
+from worker.adaptation.methods import tgmb
+from worker.adaptation.randomness import batch, batch_size, generator, steps_an_epoch
+from worker.adaptation.source_model import Classifier
+from worker.adaptation.stage import Stage
+from worker.adaptation.transforms import pair_crops
+from worker.adaptation.translator import replicate
+
+Feed = Callable[[Tensor], Tensor]
+"""Images of the sensor [N, C, H, W] -> what the student is fed [N, 3, H, W]."""
+
+
+def work(spec: AdaptationSpec, w: LossWeights, target: int) -> dict[Phase, float]:
+    """In forward passes of one image: student (3), teacher behind T (2), both extractors on a pair (4), pseudo-labels."""
+    s = spec.settings.transfer
+    image = (3 if uses_target(w) else 0) + (2 if w.kl > 0 else 0) + (4 if w.feat > 0 else 0)
+    seen = s.epochs * steps_an_epoch(target, s.batch_size) * batch_size(target, s.batch_size)
+    return {"transferring": seen * image + (s.epochs * target if w.self > 0 else 0)}
+
+
+def uses_target(w: LossWeights) -> bool:
+    return max(w.kl, w.self, w.im_t, w.bn_t) > 0
+
+
+def train(
+    job: Job,
+    w: LossWeights,
+    teacher: Callable[[Tensor], Tensor] | None = None,
+    feed: Feed = replicate,
+    l_feat: Callable[[Tensor, Tensor], Tensor] | None = None,
+    l_bn: Callable[[losses.Statistics, losses.Statistics], Tensor] | None = None,
+    rounds: int = 2,
+) -> Classifier:
+    """The target model h_t(f_t(feed(x))), in eval mode. teacher: logits [N, K] of target images, for L_KL. l_feat, l_bn: the
+    forms of L_feat and L_BN, where they have a weight. rounds: of the pseudo-labels' centroids. Raises Problem training_diverged."""
+    spec, s, device = job.spec, job.spec.settings.transfer, job.device
+    student = copy.deepcopy(job.source)
+    if (done := job.finished.get("transferring")) is not None:
+        student.load_state_dict(done["student"])
+        return student.eval().requires_grad_(False)
+    student.f.requires_grad_(True)
+    optimiser = optimiser_of(student, s)
+    an_epoch = steps_an_epoch(len(job.target), s.batch_size)
+    memory: dict[str, Any] = {"labels": None, "epoch": -1}
+    stage = Stage(job, "transferring", s.epochs * an_epoch, {"student": student, "optimiser": optimiser}, memory)
+    running = batch_norm.running(job.source)
+
+    for step, (x_tr_t, x_ti_s, x_ti_t) in stage.batches(batches(job, w)):
+        if step // an_epoch != memory["epoch"]:
+            refresh(stage, w, lambda x: student(feed(x)), student, step // an_epoch, rounds)
+        student.train()
+        if s.batch_norm == "frozen":
+            batch_norm.freeze(student)
+        stage.decay(optimiser, s.lr, s.warmup)
+        terms: dict[str, Tensor] = {}
+        total = torch.zeros((), device=device)
+        with autocast(device, job.precision):
+            tr, ti = (None if x is None else to_device(x, device) for x in (x_tr_t, x_ti_t))
+            f_t, logits, seen = forward(student, feed, tr, ti, observe=w.bn_t > 0, together=s.batch_norm == "frozen")
+            if w.feat > 0:
+                with torch.no_grad():
+                    f_s, _ = job.source(to_device(x_ti_s, device))
+                terms["L_feat"] = l_feat(f_s, f_t)
+                total = total + w.feat * terms["L_feat"]
+            if w.kl > 0:
+                with torch.no_grad():
+                    p_s = teacher(tr)
+                terms["L_KL"] = losses.L_KL(p_s, logits, s.kl_by_confidence)
+                total = total + w.kl * terms["L_KL"]
+            if w.self > 0:
+                index = torch.from_numpy(batch(spec.seed, "transferring/target", step, len(job.target), s.batch_size))
+                terms["L_self"] = losses.L_self(logits, memory["labels"][index].to(device))
+                total = total + w.self * terms["L_self"]
+            if w.im_t > 0:
+                terms["L_IM"] = losses.L_IM(logits)
+                total = total + w.im_t * terms["L_IM"]
+            if w.bn_t > 0:
+                terms["L_BN"] = l_bn(seen, running)
+                total = total + w.bn_t * terms["L_BN"]
+        optimiser.zero_grad()
+        if terms:
+            total.backward()
+            optimiser.step()
+        stage.advance(terms, images=sum(len(x) for x in (x_tr_t, x_ti_t) if x is not None))
+    student.eval().requires_grad_(False)
+    stage.finish({"student": student.state_dict()})
+    return student
+
+
+def optimiser_of(student: Classifier, s: TransferSettings) -> Optimizer:
+    """Of f_t; a bottleneck, which SHOT and SOCKET train from scratch, learns ten times as fast under SGD, as theirs does."""
+    if s.optimizer == "adamw":
+        return AdamW(student.f.parameters(), s.lr, weight_decay=s.weight_decay)
+    bottleneck = student.bottleneck()
+    theirs = {id(parameter) for parameter in bottleneck}
+    backbone = [parameter for parameter in student.f.parameters() if id(parameter) not in theirs]
+    groups = [{"params": backbone, "factor": 1.0}, {"params": bottleneck, "factor": 10.0}]
+    return SGD(groups[: 2 if bottleneck else 1], s.lr, s.momentum, weight_decay=s.weight_decay, nesterov=s.momentum > 0)
+
+
+def forward(
+    student: Classifier, feed: Feed, tr: Tensor | None, ti: Tensor | None, observe: bool, together: bool
+) -> tuple[Tensor | None, Tensor | None, list[tuple[Tensor, Tensor]]]:
+    """Features of the TI images, logits of the TR images, and the statistics of the TR images in the batch norms. together:
+    in one pass, where the images of a batch do not see each other."""
+    observed = student if observe and tr is not None else None
+    if tr is None and ti is None:
+        return None, None, []
+    if tr is None or ti is None or together:
+        n = 0 if tr is None else len(tr)
+        with batch_norm.observed(observed, n) as seen:
+            features, logits = student(feed(torch.cat([x for x in (tr, ti) if x is not None])))
+        return features[n:], logits[:n], seen
+    # The running statistics must be of the target images that the model will meet, not of TI images.
+    with batch_norm.kept(student):
+        features, _ = student(feed(ti))
+    with batch_norm.observed(observed) as seen:
+        _, logits = student(feed(tr))
+    return features, logits, seen
+
+
+def batches(job: Job, w: LossWeights) -> Callable[[int], tuple[Tensor | None, Tensor | None, Tensor | None]]:
+    """The batch of a step: x_tr_t, x_ti_s, x_ti_t, each where a loss asks for it."""
+    spec, size = job.spec, job.spec.settings.transfer.batch_size
+    training = tgmb.split(job)[0] if w.feat > 0 else None
+
+    def make(step: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x_tr_t = x_ti_s = x_ti_t = None
+        if uses_target(w):
+            x_tr_t = tgmb.random_target_batch(job, "transferring/target", step, size)
+        if training is not None:
+            index = training[batch(spec.seed, "transferring/pairs", step, len(training), size)]
+            rng = generator(spec.seed, "transferring/pairs/crops", step)
+            x_ti_s, x_ti_t = pair_crops(rng, job.pairs.batch(index), spec.source_model.input.size, job.pairs.scale)
+        return x_tr_t, x_ti_s, x_ti_t
+
+    return make
+
+
+def refresh(stage: Stage, w: LossWeights, model, student: Classifier, epoch: int, rounds: int) -> None:
+    """The start of an epoch: pseudo-labels from the target model's own predictions at centre crops (SHOT)."""
+    job, memory = stage.job, stage.memory
+    memory["epoch"] = epoch
+    if w.self == 0:
+        return
+    student.eval()
+    with autocast(job.device, job.precision):
+        features, logits = predict(model, job.target, job.spec.source_model.input.size, job.device)
+    labels = pseudo_labels.assign(features, logits.softmax(1), rounds)
+    if memory["labels"] is not None:
+        stage.record("churn", pseudo_labels.churn(memory["labels"], labels))
+    seen = evidence(logits)
+    stage.record("effective_classes", seen["effective_classes"])
+    if epoch > 0 and seen["effective_classes"] < tgmb.least_effective_classes(logits.shape[1]):
+        warned = any(warning.code == "collapsed" and "transferring" in warning.message for warning in job.journal.warnings)
+        if not warned:
+            message = f"transferring: the predictions use {seen['effective_classes']:.2f} classes effectively in epoch {epoch}"
+            job.journal(Warned(code="collapsed", message=message, data=seen))
+    memory["labels"] = labels
