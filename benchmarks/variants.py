@@ -1,0 +1,68 @@
+"""What is run, by name: compare.py runs one of these tables, ablate.py another. A variant is a method and the settings in
+which it differs from the defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from app.spec import LossWeights, Settings
+
+ORACLE = "oracle"
+"""Fine-tuned on target labels: what they would be worth. No method of the service."""
+DEFAULT = "tgmb_tgkt"
+PAPER_WEIGHTS = ("rec", "d", "im", "kl", "feat", "self")
+STAGE_1_WEIGHTS = ("rec", "rec_f", "d", "im", "bn_s")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """also: further rows that the run gives, variant -> the model of its report."""
+
+    method: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    also: dict[str, str] = field(default_factory=dict)
+
+
+COMPARE: dict[str, Variant] = {
+    "source_only": Variant("source_only"),
+    "shot": Variant("shot"),
+    "socket": Variant("socket"),
+    "socket_tgmb": Variant("socket_tgmb"),
+    "tgmb": Variant("tgmb"),
+    DEFAULT: Variant("tgmb_tgkt", also={"tgmb": "bridged"}),
+    ORACLE: Variant(ORACLE),
+}
+
+_PUBLISHED = Settings(preset="socket")
+SOCKET_GRID: dict[str, Variant] = {
+    f"socket, {words}": Variant("socket", settings)
+    for words, settings in {
+        "lr x 0.3": {"transfer": {"lr": 0.3 * _PUBLISHED.transfer.lr}},
+        "lr x 3": {"transfer": {"lr": 3 * _PUBLISHED.transfer.lr}},
+        "lr x 10": {"transfer": {"lr": 10 * _PUBLISHED.transfer.lr}},
+        "feat x 0.1": {"weights": {"feat": 0.1 * _PUBLISHED.weights.feat}},
+        "bn_t x 0.1": {"weights": {"bn_t": 0.1 * _PUBLISHED.weights.bn_t}},
+    }.items()
+}
+"""Around SOCKET's published settings, which are `socket` itself."""
+
+
+def _each_off(names: tuple[str, ...], settings: dict[str, Any], prefix: str) -> dict[str, Variant]:
+    on = Settings.model_validate(settings).weights
+    return {
+        f"{prefix}without {name}": Variant(DEFAULT, settings | {"weights": {name: 0.0}})
+        for name in names
+        if getattr(on, name) > 0
+    }
+
+
+ABLATE: dict[str, Variant] = {
+    DEFAULT: COMPARE[DEFAULT],
+    **_each_off(tuple(LossWeights.model_fields), {}, ""),
+    "without bridging": Variant(DEFAULT, {"weights": dict.fromkeys(STAGE_1_WEIGHTS, 0.0)}),
+    "paper's translator": Variant(DEFAULT, {"bridging": {"translator": "paper"}}),
+    "paper": Variant(DEFAULT, {"preset": "paper"}),
+    **_each_off(PAPER_WEIGHTS, {"preset": "paper"}, "paper, "),
+}
+"""Every loss off in turn. `without bridging`: stage 1 trains nothing, T repeats the channel. `without kl` runs no stage 1."""
