@@ -187,7 +187,7 @@ class LossWeights(Strict):
     bn_s: float = Field(1.0, ge=0)
     """L_BN in stage 1: statistics of translated TR images in the batch norms of the source model against those of the
     images it was trained on, which its running statistics keep (ours)."""
-    kl: float = Field(1.0, ge=0)
+    kl: float = Field(3.0, ge=0)
     """L_KL, teacher on the translated image against student on the raw one. The paper gives it no weight: 1."""
     feat: float = Field(5.0, ge=0)
     """beta_f of L_feat."""
@@ -240,6 +240,9 @@ class TransferSettings(Strict):
     feat_distance: Literal["relative", "mean_square"] = "relative"
     """L_feat of tgmb_tgkt. relative: squared, over the squared length of the source features, so that beta_f means the
     same for every network; mean_square: the paper's."""
+    kl_by_score: bool = True
+    """The weight of L_KL is multiplied by 1 less the score of T, which is 1 where T is no better than replicating and 0 where
+    it is perfect: the teacher counts as far as T bridges."""
     kl_by_confidence: bool = True
     """Each image counts in L_KL as 1 - H(p_s) / ln K: a teacher that does not know does not teach."""
 
@@ -250,9 +253,9 @@ Preset = Literal["default", "paper", "socket"]
 PRESETS: dict[Preset, dict[str, dict[str, Any]]] = {
     "default": {},
     "paper": {
-        "weights": {"rec_f": 0.0, "bn_s": 0.0, "feat": 0.5, "self": 0.3, "im_t": 0.0, "bn_t": 0.0},
+        "weights": {"rec_f": 0.0, "bn_s": 0.0, "kl": 1.0, "feat": 0.5, "self": 0.3, "im_t": 0.0, "bn_t": 0.0},
         "bridging": {"translator": "paper"},
-        "transfer": {"feat_distance": "mean_square", "kl_by_confidence": False} | PUBLISHED,
+        "transfer": {"feat_distance": "mean_square", "kl_by_score": False, "kl_by_confidence": False} | PUBLISHED,
     },
     "socket": {
         "weights": {"feat": 0.5, "self": 0.3, "im_t": 1.0, "bn_t": 0.5},

@@ -39,5 +39,5 @@ def test_the_other_rows_are_what_they_say():
 def test_no_two_rows_are_the_same():
     every = [(variant.method, flat(variant.settings)) for variant in ABLATE.values()]
     assert [one for i, one in enumerate(every) if one in every[:i]] == []
-    grid = [flat(variant.settings) for variant in [COMPARE["socket"], *SOCKET_GRID.values()]]
+    grid = [flat({"preset": "socket"} | variant.settings) for variant in [COMPARE["socket"], *SOCKET_GRID.values()]]
     assert [one for i, one in enumerate(grid) if one in grid[:i]] == []

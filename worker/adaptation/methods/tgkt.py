@@ -17,7 +17,9 @@ def work(spec: AdaptationSpec, target: int, pairs: int) -> dict[Phase, float]:
 
 
 def adapt(job: Job) -> Adapted:
-    w = job.spec.settings.weights
+    w, s = job.spec.settings.weights, job.spec.settings.transfer
     T = tgmb.train(job) if w.kl > 0 else None  # L_KL alone needs T
-    l_feat = losses.L_rec_f if job.spec.settings.transfer.feat_distance == "relative" else losses.L_feat
+    if T is not None and s.kl_by_score:
+        w = w.model_copy(update={"kl": w.kl * max(0.0, 1 - job.finished["bridging"]["score"])})
+    l_feat = losses.L_rec_f if s.feat_distance == "relative" else losses.L_feat
     return Adapted(transfer.train(job, w, teacher=lambda x: job.source(T(x))[1], l_feat=l_feat, l_bn=losses.L_BN), T)
