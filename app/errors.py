@@ -125,7 +125,9 @@ CODES: dict[str, Code] = {
         "Save the state_dict with torch.save or safetensors, uncompressed.",
     ),
     "unknown_architecture": Code(
-        422, "No such architecture", "Use a classifier's name as torchvision.models.list_models() or timm.list_models() has it."
+        422,
+        "No such architecture",
+        "Use a classifier's name as torchvision.models.list_models() or timm.list_models() has it, or `shot/` and a ResNet's.",
     ),
     "unsupported_architecture": Code(
         422, "This architecture cannot be adapted", "Use a classifier whose logits come from one last linear layer."

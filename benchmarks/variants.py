@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.spec import LossWeights, Settings
+from app.method_settings import LossWeights, Settings
 
 ORACLE = "oracle"
 """Fine-tuned on target labels: what they would be worth. No method of the service."""
@@ -59,7 +59,12 @@ ABLATE: dict[str, Variant] = {
     **_each_off(tuple(LossWeights.model_fields), {}, ""),
     "without bridging": Variant(DEFAULT, {"weights": dict.fromkeys(STAGE_1_WEIGHTS, 0.0)}),
     "paper's translator": Variant(DEFAULT, {"bridging": {"translator": "paper"}}),
+    "batch statistics": Variant(DEFAULT, {"transfer": {"batch_norm": "batch"}}),
+    "SOCKET's optimiser": Variant(DEFAULT, {"transfer": {"optimizer": "sgd", "lr": 1e-3, "warmup": 0}}),
+    "mean-square L_feat": Variant(DEFAULT, {"transfer": {"feat_distance": "mean_square"}}),
+    "teacher whatever its score": Variant(DEFAULT, {"transfer": {"kl_by_score": False}}),
+    "teacher sure or not": Variant(DEFAULT, {"transfer": {"kl_by_confidence": False}}),
     "paper": Variant(DEFAULT, {"preset": "paper"}),
     **_each_off(PAPER_WEIGHTS, {"preset": "paper"}, "paper, "),
 }
-"""Every loss off in turn. `without bridging`: stage 1 trains nothing, T repeats the channel. `without kl` runs no stage 1."""
+"""Every loss off in turn, and every part of ours. `without bridging`: stage 1 trains nothing, T repeats the channel. `without kl` runs no stage 1."""

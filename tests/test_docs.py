@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from app.method_settings import LossWeights
 from app.settings import Settings
-from app.spec import DataSpec, InputSpec, JobRequest, LossWeights, TargetReference
+from app.spec import DataSpec, InputSpec, JobRequest, TargetReference
 from worker.adaptation.data import read_target
 from worker.adaptation.evaluation import centre_batch
 from worker.adaptation.verdict import AGREEMENT, CHURN, ENTROPY_SHARE, FEATURE_DISTANCE_RATIO

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from typing import Any
 
@@ -110,6 +112,20 @@ def test_the_report_says_what_was_done_with_what(adapt):
     assert ran.result.summary == ran.report["summary"]
     assert ran.result.summary["verdict"] in verdict.WORSE
     assert json.loads((ran.out / "artifacts/metrics.json").read_text())["evaluation"] == ran.report["evaluation"]
+
+
+PEAK = "from worker.adaptation.report import peak_bytes; x = bytearray({held} * 2**20); print(peak_bytes() // 2**20)"
+
+
+def test_peak_memory_is_this_processs_own_and_not_that_of_the_one_that_started_it():
+    def peak(held: int) -> int:
+        ran = subprocess.run([sys.executable, "-c", PEAK.format(held=held)], check=True, capture_output=True, text=True)
+        return int(ran.stdout)
+
+    ballast = bytearray(b"x") * (1200 * 2**20)
+    small, large = peak(1), peak(300)
+    assert 280 < large - small < 400
+    assert small < len(ballast) // 2**20
 
 
 def test_a_chart_puts_its_points_between_its_axes():

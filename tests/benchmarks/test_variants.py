@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.spec import LossWeights, Settings
+from app.method_settings import LossWeights, Settings
 from benchmarks.variants import ABLATE, COMPARE, DEFAULT, SOCKET_GRID
 
 
@@ -32,6 +32,10 @@ def test_every_weight_of_the_paper_is_switched_off_alone(weight):
 
 def test_the_other_rows_are_what_they_say():
     assert changed("paper's translator", DEFAULT) == {"bridging.translator": "paper"}
+    assert changed("batch statistics", DEFAULT) == {"transfer.batch_norm": "batch"}
+    assert changed("mean-square L_feat", DEFAULT) == {"transfer.feat_distance": "mean_square"}
+    assert changed("teacher whatever its score", DEFAULT) == {"transfer.kl_by_score": False}
+    assert changed("teacher sure or not", DEFAULT) == {"transfer.kl_by_confidence": False}
     off = changed("without bridging", DEFAULT)
     assert set(off.values()) == {0.0} and set(off) == {f"weights.{name}" for name in ("rec", "rec_f", "d", "im", "bn_s")}
 

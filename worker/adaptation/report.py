@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,9 +77,18 @@ def _stage(job: Job, phase: str) -> dict[str, Any]:
 
 
 def _peak(device: torch.device) -> dict[str, int]:
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit}
+    peak = {"host": peak_bytes() // 2**20}
     return peak | ({"device": torch.cuda.max_memory_allocated(device) // 2**20} if device.type == "cuda" else {})
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held. On Linux by /proc: there, getrusage's figure begins with that of the process
+    that started this one."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)[1]) * 2**10
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def render(report: dict[str, Any], series: dict[str, list[list[float]]]) -> str:

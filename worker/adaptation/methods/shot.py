@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from app.spec import AdaptationSpec, LossWeights
+from app.method_settings import LossWeights
+from app.spec import AdaptationSpec
 from worker.adaptation.events import Phase
 from worker.adaptation.job import Adapted, Job
 from worker.adaptation.methods import transfer

@@ -4,7 +4,8 @@ a pair get the same crop, and TI images do not count in the running statistics o
 
 from __future__ import annotations
 
-from app.spec import AdaptationSpec, LossWeights
+from app.method_settings import LossWeights
+from app.spec import AdaptationSpec
 from worker.adaptation import losses
 from worker.adaptation.events import Phase
 from worker.adaptation.job import Adapted, Job

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
-from app.spec import AdaptationSpec, LossWeights, TransferSettings
+from app.method_settings import LossWeights, TransferSettings
+from app.spec import AdaptationSpec
 from worker.adaptation import batch_norm, losses, pseudo_labels
 from worker.adaptation.device import autocast, to_device
 from worker.adaptation.evaluation import evidence, predict
