@@ -39,8 +39,9 @@ def make(folder: Path, target: int, pairs: int, size: tuple[int, int] = SIZE) ->
     for path, draw, *seed in wanted:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_suffix(f".partial{path.suffix}")
-            draw(np.random.default_rng(seed), size).save(aside, quality=90)
+            aside = path.with_suffix(".partial")
+            settings = {".png": {"format": "png", "compress_level": 1}, ".jpg": {"format": "jpeg", "quality": 90}}[path.suffix]
+            draw(np.random.default_rng(seed), size).save(aside, **settings)
             aside.replace(path)
     return folder
 

@@ -66,6 +66,48 @@ def test_gradients_reach_the_images(network, x):
     assert x.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("offset", [0.0, 20.0])
+@pytest.mark.parametrize(("precision", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_gradients_are_those_of_mean_and_variance_beside_those_of_the_layer(precision, tolerance, offset):
+    """By hand, in float64: d mu / d x = 1 / n and d var / d x = 2 (x - mu) / (n - 1) on the first images, added to what comes
+    through the layer, which in eval mode is its weight over the running deviation."""
+    layer, images = nn.BatchNorm2d(4).eval(), 5
+    rng = np.random.default_rng(0)
+    values = torch.from_numpy(rng.normal(offset, 2, (8, 4, 3, 5))).to(precision)
+    x = values.clone().contiguous(memory_format=torch.channels_last).requires_grad_()
+    a, b = (torch.from_numpy(rng.normal(0, 50, 4)).float() for _ in range(2))
+    with batch_norm.observed(layer, images) as seen:
+        y = layer(x)
+    ((mu, var),) = seen
+    (y.float().sum() + (a * mu).sum() + (b * var).sum()).backward()
+
+    exact = values.double().numpy()
+    first, n = exact[:images], images * 15
+    centred = first - first.mean((0, 2, 3), keepdims=True)
+    expected = np.full(exact.shape, 1 / np.sqrt(1 + 1e-5))
+    expected[:images] += (a.numpy() / n)[None, :, None, None] + 2 * b.numpy()[None, :, None, None] * centred / (n - 1)
+    assert mu.dtype == var.dtype == torch.float32, "statistics are exact where the images are not"
+    assert mu.detach().numpy() == pytest.approx(first.mean((0, 2, 3)), rel=1e-5, abs=1e-5)
+    assert var.detach().numpy() == pytest.approx(first.var((0, 2, 3), ddof=1), rel=1e-4)
+    assert x.grad.dtype == precision
+    scale = np.abs(expected).max() * max(1.0, offset / 2)
+    assert x.grad.double().numpy() == pytest.approx(expected, abs=tolerance * scale)
+
+
+def test_a_channel_that_never_changes_has_variance_0(network):
+    with batch_norm.observed(network[1]) as seen:
+        network[1](torch.full((6, 4, 3, 3), 0.3))
+    assert seen[0][0].tolist() == pytest.approx([0.3] * 4)
+    assert seen[0][1].tolist() == pytest.approx([0] * 4, abs=1e-6)
+
+
+def test_what_the_network_says_is_the_same_whether_looked_at_or_not(network, x):
+    network.eval()
+    with batch_norm.observed(network):
+        looked_at = network(x)
+    assert torch.equal(looked_at, network(x))
+
+
 def test_nothing_is_left_on_the_network_even_after_an_error(network, x):
     with pytest.raises(RuntimeError), batch_norm.observed(network):
         network(x[:, :2])

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
 
 from worker.adaptation import evaluation
+from worker.adaptation.data import Images
+from worker.adaptation.scaling import Range
 
 RNG = np.random.default_rng(0)
 
@@ -59,6 +63,61 @@ def test_evidence_tells_sure_from_clueless_and_one_class_from_all():
     one_class = evaluation.evidence(torch.tensor([[100.0, 0, 0, 0]] * 8))
     assert one_class["effective_classes"] == pytest.approx(1)
     assert one_class["largest_class_share"] == 1
+
+
+@pytest.mark.parametrize("rows", [3, 8192])
+def test_evidence_is_of_all_predictions_however_many_are_looked_at_at_a_time(rows, monkeypatch):
+    monkeypatch.setattr(evaluation, "EVIDENCE_ROWS", rows)
+    logits = RNG.normal(0, 2, (10, 4))
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    mean_entropy, mean = -(p * np.log(p)).sum(1).mean(), p.mean(0)
+    found = evaluation.evidence(torch.from_numpy(logits).float())
+    assert found == {
+        "mean_entropy": pytest.approx(mean_entropy, rel=1e-5),
+        "entropy_share": pytest.approx(mean_entropy / np.log(4), rel=1e-5),
+        "effective_classes": pytest.approx(np.exp(-(mean * np.log(mean)).sum()), rel=1e-5),
+        "largest_class_share": np.bincount(p.argmax(1)).max() / 10,
+    }
+
+
+def images(n: int) -> Images:
+    """8-bit noise, 20 x 20."""
+    array = np.random.default_rng(1).integers(0, 256, (n, 1, 20, 20), dtype=np.uint8)
+    return Images(array, [str(i) for i in range(n)], Range(8, 1.0, 0.0, 255.0, ""), 20)
+
+
+def linear(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    features = x.flatten(1)[:, :6]
+    return features, features[:, :3] - features[:, 3:]
+
+
+def test_predictions_are_in_the_order_of_the_images_or_of_the_index():
+    some = images(150)  # more than two batches
+    told = []
+    features, logits = evaluation.predict(linear, some, 16, torch.device("cpu"), done=told.append)
+    expected = some.array[:, 0, 2, 2:8] / np.float32(255)  # the first row of the centre
+    assert features.numpy() == pytest.approx(expected)
+    assert logits.numpy() == pytest.approx(expected[:, :3] - expected[:, 3:], abs=1e-6)
+    assert sum(told) == 150
+    index = np.array([149, 3, 70])
+    assert torch.equal(evaluation.predict(linear, some, 16, torch.device("cpu"), index)[0], features[index])
+    assert torch.equal(evaluation.predict_logits(linear, some, 16, torch.device("cpu"), index), logits[index])
+
+
+def test_who_asks_for_logits_does_not_keep_the_features():
+    kept: list[weakref.ref] = []
+    most = 0
+
+    def model(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal most
+        features, logits = linear(x)
+        features = features.clone()
+        kept.append(weakref.ref(features))
+        most = max(most, sum(one() is not None for one in kept))
+        return features, logits.clone()
+
+    evaluation.predict_logits(model, images(640), 16, torch.device("cpu"))
+    assert len(kept) == 10 and most <= 2
 
 
 def test_agreement_is_of_the_named_classes():

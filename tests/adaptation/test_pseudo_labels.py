@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from worker.adaptation import pseudo_labels
 
@@ -22,7 +25,9 @@ def by_hand(features: np.ndarray, p: np.ndarray, rounds: int) -> list[int]:
     return labels
 
 
-def test_both_rounds_are_those_of_shot():
+@pytest.mark.parametrize("chunk", [7, 4096])
+def test_both_rounds_are_those_of_shot(chunk, monkeypatch):
+    monkeypatch.setattr(pseudo_labels, "CHUNK", chunk)
     rng = np.random.default_rng(1)
     for rounds in (1, 2):
         for _ in range(5):
@@ -31,6 +36,28 @@ def test_both_rounds_are_those_of_shot():
             p = (np.exp(z) / np.exp(z).sum(1, keepdims=True)).astype(np.float32)
             found = pseudo_labels.assign(torch.from_numpy(features), torch.from_numpy(p), rounds)
             assert found.tolist() == by_hand(features, p, rounds)
+
+
+class _Largest(TorchDispatchMode):
+    """Elements of the largest tensor that was made inside and is no view."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and made._base is None and not any(made is one for one in args):
+            self.elements = max(self.elements, made.numel())
+        return made
+
+
+def test_memory_does_not_grow_with_the_features():
+    """Of 100,000 images they are a gigabyte: there is no room for a second one."""
+    features = torch.randn(3 * pseudo_labels.CHUNK, 64, generator=torch.Generator().manual_seed(0))
+    before = features.clone()
+    with _Largest() as largest:
+        pseudo_labels.assign(features, features[:, :5].softmax(1))
+    assert pseudo_labels.CHUNK * 64 <= largest.elements <= pseudo_labels.CHUNK * (64 + 2)
+    assert torch.equal(features, before), "they are only looked at"
 
 
 def test_clusters_overrule_single_wrong_predictions():

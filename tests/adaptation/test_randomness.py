@@ -28,6 +28,16 @@ def test_a_step_draws_the_same_whatever_was_drawn_before():
     assert expected not in differ
 
 
+def test_an_epochs_order_is_drawn_once_however_many_its_steps_and_a_batch_is_its_takers_own():
+    """Drawing it takes time in proportion to the set: at each step, a step would cost more the larger the set is."""
+    drawn = randomness._order.cache_info().misses
+    batches = [randomness.batch(4, "drawn once", step, 1000, 10) for step in range(100)]
+    assert randomness._order.cache_info().misses == drawn + 1
+    expected = batches[3].tolist()
+    batches[3][:] = 0
+    assert randomness.batch(4, "drawn once", 3, 1000, 10).tolist() == expected
+
+
 def test_torch_is_seeded_by_seed_stage_and_step():
     def draw(*key):
         randomness.seed_torch(*key)
