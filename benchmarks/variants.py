@@ -57,8 +57,11 @@ def _each_off(names: tuple[str, ...], settings: dict[str, Any], prefix: str) -> 
 ABLATE: dict[str, Variant] = {
     DEFAULT: COMPARE[DEFAULT],
     **_each_off(tuple(LossWeights.model_fields), {}, ""),
-    "without bridging": Variant(DEFAULT, {"weights": dict.fromkeys(STAGE_1_WEIGHTS, 0.0)}),
+    "without bridging": Variant(DEFAULT, {"weights": dict.fromkeys(STAGE_1_WEIGHTS, 0.0), "bridging": {"polarity": "keep"}}),
+    "T from the image as it is": Variant(DEFAULT, {"bridging": {"polarity": "keep"}}),
     "paper's translator": Variant(DEFAULT, {"bridging": {"translator": "paper"}}),
+    "pairs relevant or not": Variant(DEFAULT, {"bridging": {"pairs_by_relevance": False}}),
+    "T's last weights": Variant(DEFAULT, {"bridging": {"ema": 0.0}}),
     "batch statistics": Variant(DEFAULT, {"transfer": {"batch_norm": "batch"}}),
     "SOCKET's optimiser": Variant(DEFAULT, {"transfer": {"optimizer": "sgd", "lr": 1e-3, "warmup": 0}}),
     "mean-square L_feat": Variant(DEFAULT, {"transfer": {"feat_distance": "mean_square"}}),

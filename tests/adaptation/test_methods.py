@@ -15,7 +15,14 @@ OFF = dict.fromkeys(("rec", "rec_f", "d", "im", "bn_s", "kl", "feat", "self", "i
 
 
 def only(**weights: float) -> dict:
-    return {"settings": {"weights": OFF | weights}}
+    """No loss but these, at these weights: what multiplies a weight by what a job turns out to be is off."""
+    return {
+        "settings": {
+            "weights": OFF | weights,
+            "bridging": {"pairs_by_relevance": False},
+            "transfer": {"kl_by_score": False},
+        }
+    }
 
 
 @pytest.fixture

@@ -13,6 +13,21 @@ def test_an_untrained_residual_translator_replicates_exactly(channels, size):
     assert torch.equal(build("residual", channels)(x), replicate(x))
 
 
+def test_inverted_it_starts_from_the_negative_and_is_the_same_network_on_it():
+    T, x = build("residual", 1), torch.rand(2, 1, 16, 16)
+    T.inverted.fill_(True)
+    assert torch.equal(T(x), replicate(1 - x))
+    for parameter in T.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    inverted = T(x)
+    again = build("residual", 1)
+    again.load_state_dict(T.state_dict())
+    assert torch.equal(again(x), inverted), "its weights tell that it is"
+    again.inverted.fill_(False)
+    assert torch.equal(again(1 - x), inverted)
+    assert not torch.equal(again(x), inverted)
+
+
 @pytest.mark.parametrize("kind", ["residual", "paper"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_translations_are_rgb_of_the_same_size(kind, channels):

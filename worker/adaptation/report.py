@@ -72,7 +72,11 @@ def _stage(job: Job, phase: str) -> dict[str, Any]:
     losses = {
         name.removeprefix(f"{phase}/"): values[-1][1] for name, values in job.series.items() if name.startswith(f"{phase}/")
     }
-    kept = {key: job.finished[phase][key] for key in ("steps", "best_step", "score") if key in job.finished[phase]}
+    kept = {
+        key: job.finished[phase][key]
+        for key in ("steps", "best_step", "score", "relevance", "inverted")
+        if key in job.finished[phase]
+    }
     return kept | {"last": losses}
 
 

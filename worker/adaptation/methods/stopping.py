@@ -9,34 +9,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worker.adaptation import batch_norm, losses
+from worker.adaptation import losses
 from worker.adaptation.device import autocast, to_device
-from worker.adaptation.evaluation import centre_batch, centre_pairs, chunks
+from worker.adaptation.evaluation import centre_pairs, chunks
 from worker.adaptation.job import Job
-from worker.adaptation.randomness import generator
+from worker.adaptation.methods.relevance import Translate, distance, targets
 from worker.adaptation.stage import Stage
 from worker.adaptation.translator import Translator, replicate
 
 IMAGES = 256
-"""Held-out pairs, and target images, at most."""
+"""Held-out pairs at most."""
 TOLERANCE = 0.03
 """A later T replaces the best one unless its score is worse by more than this share: the score is nearly flat, and L_D and L_IM,
 which it does not show, go on adapting T."""
 
 
 class Score:
-    """The score of a translator: the mean of L_rec and of the squared distance of source features on the held-out pairs, and of
-    L_BN on target images, each over that of the replicated image. 1 is "no better than replicating", 0 perfect.
+    """The score of a translator: the mean of L_rec and of the squared distance of source features on the held-out pairs, which
+    count as far as `relevance` says, and of L_BN on target images, each over that of the replicated image. 1 is "no better than
+    replicating", 0 perfect.
 
     The pairs alone would keep an untrained T where they are of another domain than the target images, as road scenes are for
     flying objects; the statistics in the source model's batch norms are what is known of the domain itself (ours).
     """
 
-    def __init__(self, job: Job, held: np.ndarray, running: losses.Statistics) -> None:
+    def __init__(self, job: Job, held: np.ndarray, running: losses.Statistics, relevance: float = 1.0) -> None:
         self.job, self.running = job, running
+        self.weights = torch.tensor([relevance, relevance, 1.0], device=job.device)
         size = job.spec.source_model.input.size
-        index = generator(job.spec.seed, "bridging/score").choice(len(job.target), min(len(job.target), IMAGES), replace=False)
-        self.targets = [centre_batch(job.target, part, size) for part in chunks(np.sort(index)) if len(part) > 1]
+        self.targets = targets(job)
         self.pairs = []
         with torch.no_grad():
             for part in chunks(held[:IMAGES]):
@@ -46,12 +47,13 @@ class Score:
 
     def __call__(self, T: Translator) -> float:
         T.eval()
+        weights = self.weights * (self.replicated > 0)
         ratios = self._distances(T) / self.replicated.clamp_min(1e-12)
-        return ratios[self.replicated > 0].mean().item()
+        return ((weights * ratios).sum() / weights.sum().clamp_min(1e-12)).item()
 
     @torch.no_grad()
-    def _distances(self, translate) -> Tensor:
-        """L_rec, feature distance and L_BN: float32 [3]. The last is 0 for a source model without batch norms."""
+    def _distances(self, translate: Translate) -> Tensor:
+        """L_rec, feature distance and L_BN: float32 [3]."""
         sums = torch.zeros(3, device=self.job.device)
         for source, target, features in self.pairs:
             with autocast(self.job.device, self.job.precision):
@@ -59,10 +61,7 @@ class Score:
             rec = losses.L_rec(translated, to_device(source, self.job.device))
             share = len(source) / sum(len(source) for source, _, _ in self.pairs)
             sums[:2] += share * torch.stack([rec, losses.L_feat(features, self._features(translated))])
-        for x in self.targets:
-            with autocast(self.job.device, self.job.precision), batch_norm.observed(self.job.source) as seen:
-                self.job.source(translate(to_device(x, self.job.device)))
-            sums[2] += losses.L_BN(seen, self.running) / len(self.targets)
+        sums[2] = distance(self.job, self.targets, translate, self.running)
         return sums
 
     def _features(self, x: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ As a method of its own it is this stage alone: the source model applied to T(x).
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from worker.adaptation.device import autocast, to_device
 from worker.adaptation.evaluation import evidence, predict
 from worker.adaptation.events import Logged, Phase, Warned
 from worker.adaptation.job import Adapted, Job
-from worker.adaptation.methods import stopping
+from worker.adaptation.methods import polarity, relevance, stopping
 from worker.adaptation.randomness import batch, generator, seed_torch
 from worker.adaptation.stage import Stage
 from worker.adaptation.transforms import apply, pair_crops, random_crops
@@ -51,6 +53,7 @@ def train(job: Job) -> Translator:
     spec, s, w, device = job.spec, job.spec.settings.bridging, job.spec.settings.weights, job.device
     seed_torch(spec.seed, "bridging/weights", 0)
     T = build(s.translator, job.target.array.shape[1]).to(device)
+    averaged = copy.deepcopy(T).requires_grad_(False)
     D = losses.discriminator(job.source.h.in_features).to(device)
     if (done := job.finished.get("bridging")) is not None:
         T.load_state_dict(done["T"])
@@ -58,9 +61,14 @@ def train(job: Job) -> Translator:
     adam = torch.optim.Adam([*T.parameters(), *D.parameters()], lr=s.lr)
     training, held = split(job)
     memory = stopping.nothing_yet()
-    stage = Stage(job, "bridging", s.steps, {"T": T, "D": D, "adam": adam}, memory)
+    stage = Stage(job, "bridging", s.steps, {"T": T, "averaged": averaged, "D": D, "adam": adam}, memory)
     running = batch_norm.running(job.source)
-    score = stopping.Score(job, held, running)
+    if stage.step == 0:
+        polarity.choose(job, T, training)
+        averaged.load_state_dict(T.state_dict())
+        memory["relevance"] = relevance.of_pairs(job, T, training, running) if s.pairs_by_relevance else 1.0
+    w = w.model_copy(update={name: memory["relevance"] * getattr(w, name) for name in ("rec", "rec_f", "d")})
+    score = stopping.Score(job, held, running, memory["relevance"])
 
     def make(step: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x_ti_s = x_ti_t = x_tr_t = None
@@ -106,8 +114,9 @@ def train(job: Job) -> Translator:
         if terms:
             total.backward()
             adam.step()
+        average(averaged, T, min(s.ema, step / (step + 10)))
         if (step + 1) % s.validate_every == 0 or step + 1 == s.steps:
-            stopping.keep_if_best(stage, T, score(T))
+            stopping.keep_if_best(stage, averaged, score(averaged))
         stage.advance(terms, images=sum(len(x) for x in (x_ti_t, x_tr_t) if x is not None))
         if s.patience and memory["worse"] >= s.patience:
             job.journal(Logged(message=f"bridging stops at step {stage.step}: {s.patience} validations without a better one"))
@@ -115,8 +124,18 @@ def train(job: Job) -> Translator:
     T.load_state_dict(memory["best"])
     T.eval().requires_grad_(False)
     warn_if_collapsed(job, T)
-    stage.finish({"T": T.state_dict(), "best_step": memory["at"], "score": memory["score"]})
+    told = {"best_step": memory["at"], "score": memory["score"], "relevance": memory["relevance"]}
+    stage.finish({"T": T.state_dict(), **told, **polarity.told(T)})
     return T
+
+
+@torch.no_grad()
+def average(averaged: Translator, T: Translator, decay: float) -> None:
+    """averaged <- decay averaged + (1 - decay) T; buffers as T has them."""
+    for mean, new in zip(averaged.parameters(), T.parameters(), strict=True):
+        mean.lerp_(new, 1 - decay)
+    for mean, new in zip(averaged.buffers(), T.buffers(), strict=True):
+        mean.copy_(new)
 
 
 def random_target_batch(job: Job, stage: str, step: int, batch_size: int) -> Tensor:

@@ -1,0 +1,53 @@
+"""How much the pairs say of the target images (ours).
+
+Pairs at hand are of another domain more often than not: road scenes, where the task is flying objects. A T that is made to translate
+those goes on getting better at them, and worse at what it is for. The batch norms of the source model tell: where the RGB images of
+the pairs are as far from what it was trained on as the raw target images are, nothing is to be learned from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worker.adaptation import batch_norm, losses
+from worker.adaptation.device import autocast, to_device
+from worker.adaptation.evaluation import centre_batch, centre_pairs, chunks
+from worker.adaptation.job import Job
+from worker.adaptation.randomness import generator
+
+IMAGES = 256
+"""Target images, and pairs, at most."""
+Translate = Callable[[Tensor], Tensor]
+
+
+def targets(job: Job) -> list[Tensor]:
+    """Batches of target images, on the CPU, the same whenever asked for."""
+    index = generator(job.spec.seed, "bridging/score").choice(len(job.target), min(len(job.target), IMAGES), replace=False)
+    size = job.spec.source_model.input.size
+    return [centre_batch(job.target, part, size) for part in chunks(np.sort(index)) if len(part) > 1]
+
+
+@torch.no_grad()
+def distance(job: Job, batches: Sequence[Tensor], translate: Translate, running: losses.Statistics) -> Tensor:
+    """The mean over batches of L_BN of translate(x): how far images are from those that the source model was trained on. 0 for a
+    source model without batch norms."""
+    total = torch.zeros((), device=job.device)
+    for x in batches:
+        with autocast(job.device, job.precision), batch_norm.observed(job.source) as seen:
+            job.source(translate(to_device(x, job.device)))
+        total += losses.L_BN(seen, running) / len(batches)
+    return total
+
+
+def of_pairs(job: Job, start: Translate, index: np.ndarray, running: losses.Statistics) -> float:
+    """1 - distance(x_ti_s) / distance(start(x_tr_t)), at least 0: 1 where the RGB images of the pairs are as those that the source
+    model was trained on. start: T as it is before training. index: of pairs. 1 where there are no batch norms to tell."""
+    size = job.spec.source_model.input.size
+    some = index[np.linspace(0, len(index) - 1, min(len(index), IMAGES)).round().astype(int)]
+    rgb = [centre_pairs(job.pairs, part, size)[0] for part in chunks(some) if len(part) > 1]
+    pairs, raw = (distance(job, *of, running).item() for of in ((rgb, lambda x: x), (targets(job), start)))
+    return max(0.0, 1 - pairs / raw) if raw > 0 else 1.0
