@@ -109,7 +109,7 @@ Preset = Literal["default", "paper", "socket"]
 PRESETS: dict[Preset, dict[str, dict[str, Any]]] = {
     "default": {},
     "paper": {
-        "weights": {"rec_f": 0.0, "bn_s": 0.0, "kl": 1.0, "feat": 0.5, "self": 0.3, "im_t": 0.0, "bn_t": 0.0},
+        "weights": {"rec_f": 0.0, "im": 0.1, "bn_s": 0.0, "kl": 1.0, "feat": 0.5, "self": 0.3, "im_t": 0.0, "bn_t": 0.0},
         "bridging": {"translator": "paper", "ema": 0.0, "pairs_by_relevance": False},
         "transfer": {"feat_distance": "mean_square", "kl_by_score": False, "kl_by_confidence": False} | PUBLISHED,
     },
