@@ -24,7 +24,7 @@ test: $(READY)  ## Lint, check the architecture, run the whole suite
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist worksteal
 
 serve: migrate  ## Run the front end (HOST, PORT; MODALBRIDGE_DATA_ROOTS=/folder:/another)
 	$(BIN)/uvicorn --factory app.main:create_app --host $(HOST) --port $(PORT)
