@@ -17,9 +17,10 @@ import torch
 from app.spec import AdaptationSpec
 from benchmarks.camera_images import FAR
 from worker.adaptation import batch_norm, evaluation, pseudo_labels, source_model
-from worker.adaptation.data import Images, Pairs, read_pairs, read_target
+from worker.adaptation.data import read_pairs, read_target
 from worker.adaptation.device import Precision, autocast, to_device
 from worker.adaptation.events import Phase
+from worker.adaptation.image_sets import Images, Pairs
 from worker.adaptation.job import Job
 from worker.adaptation.journal import Journal
 from worker.adaptation.methods import transfer

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from app.spec import AdaptationSpec
 from worker.adaptation import device, evaluation, source_model, translator
-from worker.adaptation.data import Images, read_target
+from worker.adaptation.data import read_target
 from worker.adaptation.evaluation import Model
+from worker.adaptation.image_sets import Images
 from worker.adaptation.source_model import Classifier
 from worker.adaptation.translator import Translator, replicate
 

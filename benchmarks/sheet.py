@@ -24,8 +24,9 @@ from app.spec import AdaptationSpec, InputSpec
 from benchmarks import published, source_models
 from benchmarks.environment import ROOT
 from worker.adaptation import device
-from worker.adaptation.data import LabelledImages, read_evaluation
+from worker.adaptation.data import read_evaluation
 from worker.adaptation.evaluation import centre_batch
+from worker.adaptation.image_sets import LabelledImages
 from worker.adaptation.translator import replicate
 
 OURS = "rendered"

@@ -23,7 +23,8 @@ from benchmarks.datasets import Dataset, class_folder
 from demo import source as from_scratch
 from worker.adaptation import device, evaluation, source_model
 from worker.adaptation.artifacts import sha256
-from worker.adaptation.data import Images, read_target
+from worker.adaptation.data import read_target
+from worker.adaptation.image_sets import Images
 from worker.adaptation.randomness import generator, seed_torch
 from worker.adaptation.transforms import apply, random_crops
 

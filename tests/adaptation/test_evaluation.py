@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from worker.adaptation import evaluation
-from worker.adaptation.data import Images
+from worker.adaptation.image_sets import Images
 from worker.adaptation.scaling import Range
 
 RNG = np.random.default_rng(0)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from app.spec import AdaptationSpec
 from worker.adaptation import evaluation
-from worker.adaptation.data import Images, LabelledImages
 from worker.adaptation.device import to_device
 from worker.adaptation.evaluation import Model, centre_pairs, chunks
+from worker.adaptation.image_sets import Images, LabelledImages
 from worker.adaptation.job import Adapted, Job
 from worker.adaptation.methods.tgmb import split
 from worker.adaptation.source_model import Classifier

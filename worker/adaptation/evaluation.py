@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worker.adaptation.data import Images, Pairs
 from worker.adaptation.device import to_device
+from worker.adaptation.image_sets import Images, Pairs
 from worker.adaptation.losses import entropy
 from worker.adaptation.prefetch import prefetched
 from worker.adaptation.transforms import apply, centre_crops

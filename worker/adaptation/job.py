@@ -11,9 +11,9 @@ import torch
 
 from app.spec import AdaptationSpec
 from worker.adaptation import checkpoint
-from worker.adaptation.data import Images, Pairs
 from worker.adaptation.device import Precision
 from worker.adaptation.events import Checkpointed, Metric, Phase, Progress
+from worker.adaptation.image_sets import Images, Pairs
 from worker.adaptation.journal import Journal
 from worker.adaptation.source_model import Classifier
 from worker.adaptation.translator import Translator

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from worker.adaptation import shot_checkpoint
-from worker.adaptation.data import Images
+from worker.adaptation.image_sets import Images
 from worker.adaptation.job import Adapted, Job
 from worker.adaptation.scaling import no_reading_value
 from worker.adaptation.source_model import Classifier

@@ -19,9 +19,9 @@ from app import layouts
 from app.errors import Problem
 from app.spec import WITHOUT_PAIRS, AdaptationSpec
 from worker.adaptation import artifacts, assessment, checkpoint, data, device, report, source_model
-from worker.adaptation.data import Images, Pairs
 from worker.adaptation.device import Precision
 from worker.adaptation.events import Logged, Result, Started, Warned
+from worker.adaptation.image_sets import Images, Pairs
 from worker.adaptation.job import Job
 from worker.adaptation.journal import Journal
 from worker.adaptation.methods import shot, socket, socket_tgmb, source_only, tgkt, tgmb

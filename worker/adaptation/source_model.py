@@ -1,28 +1,23 @@
 """A classifier of torchvision, timm or SHOT as the paper has it: logits = h(f(x)), f the extractor, h the last linear layer.
 
 The last linear layer is found by running the network once, not configured, and the split is checked: h(f(x)) must equal
-what the whole network says. Nothing here goes to the network (`pretrained` is never set).
+what the whole network says.
 """
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections import OrderedDict
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from app.errors import Problem, few
 from app.spec import InputSpec, SourceModelFile
-from worker.adaptation import shot_checkpoint
-from worker.adaptation.shot_checkpoint import Bottleneck
+from worker.adaptation import architectures, shot_checkpoint
 from worker.adaptation.state_dict_file import read
 
-ARCHITECTURE = "/source_model/architecture"
-AUXILIARY = {"torchvision/googlenet": ("aux1.", "aux2."), "torchvision/inception_v3": ("AuxLogits.",)}
 NAMES_IN_CONTEXT = 50
 
 
@@ -55,7 +50,7 @@ def build(architecture: str, classes: int, input: InputSpec) -> Classifier:
     """The architecture with `classes` outputs and fresh weights, in training mode; of `shot/...` with the bottleneck that
     SHOT gives it. Raises Problem unknown_architecture (with the nearest names), unsupported_architecture (no last linear
     layer makes the logits) or input_too_small."""
-    network = _network(architecture, classes, input)
+    network = architectures.network(architecture, classes, input)
     return _split(network, _find_head(network, architecture, classes, input), architecture, input)
 
 
@@ -69,9 +64,9 @@ def load(source_model: SourceModelFile, path: Path) -> Classifier:
         tensors, bottleneck = shot_checkpoint.plain(tensors, classes)
     # Fresh weights are drawn only to be overwritten: the caller's generator should not notice.
     with torch.random.fork_rng(devices=[]):
-        network = _network(architecture, classes, source_model.input, bottleneck)
+        network = architectures.network(architecture, classes, source_model.input, bottleneck)
         head = _find_head(network, architecture, classes, source_model.input)
-    auxiliary = AUXILIARY.get(architecture)
+    auxiliary = architectures.AUXILIARY.get(architecture)
     if auxiliary is not None:
         tensors = {name: value for name, value in tensors.items() if not name.startswith(auxiliary)}
     _fill(network, head, tensors)
@@ -84,87 +79,6 @@ def weights(classifier: Classifier) -> dict[str, Tensor]:
     tensors = classifier.f.state_dict()
     tensors.update({f"{classifier.head}.{name}": value for name, value in classifier.h.state_dict().items()})
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
-
-
-def _network(architecture: str, classes: int, input: InputSpec, bottleneck: Bottleneck | None = None) -> nn.Module:
-    library, name = architecture.split("/", 1)
-    if library == "shot":
-        if name not in shot_checkpoint.RESNETS:
-            raise _unknown("shot", name, list(shot_checkpoint.RESNETS))
-        return shot_checkpoint.network(name, classes, bottleneck or Bottleneck())
-    try:
-        network = _torchvision(name, classes, input) if library == "torchvision" else _timm(name, classes, input)
-    except (
-        RuntimeError,
-        ValueError,
-        AssertionError,
-        TypeError,
-        KeyError,
-        IndexError,
-        ZeroDivisionError,
-        AttributeError,
-    ) as error:
-        raise _cannot_take(architecture, classes, input, error) from error
-    return network.float()
-
-
-def _torchvision(name: str, classes: int, input: InputSpec) -> nn.Module:
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        raise _unknown("torchvision", name, known)
-    settings: dict[str, object] = {}
-    if name.startswith("vit_"):
-        settings["image_size"] = input.size
-    if name == "maxvit_t":
-        settings["input_size"] = (input.size, input.size)
-    if f"torchvision/{name}" in AUXILIARY:
-        settings |= {"aux_logits": False, "init_weights": True}
-    return torchvision.models.get_model(name, weights=None, num_classes=classes, **settings)
-
-
-def _timm(name: str, classes: int, input: InputSpec) -> nn.Module:
-    import timm  # takes seconds to import: only where it is asked for
-
-    base, _, tag = name.partition(".")
-    known = timm.list_models()
-    if base not in known:
-        raise _unknown("timm", base, known)
-    if tag and name not in (tagged := timm.list_models(f"{base}.*", pretrained=True)):
-        raise _unknown("timm", name, [*tagged, base])
-    settings = {"pretrained": False, "num_classes": classes}
-    try:
-        return timm.create_model(name, img_size=input.size, **settings)
-    except TypeError as error:
-        if "img_size" not in str(error):
-            raise
-    return timm.create_model(name, **settings)
-
-
-def _unknown(library: str, name: str, known: list[str]) -> Problem:
-    near = [f"{library}/{other}" for other in difflib.get_close_matches(name, known, n=5, cutoff=0.5)]
-    hint = f"; nearest: {', '.join(near)}" if near else ""
-    return Problem("unknown_architecture", f"{library} has no classifier {name!r}{hint}", pointer=ARCHITECTURE, nearest=near)
-
-
-def _own_size(architecture: str) -> int:
-    """The input size that the architecture was made for."""
-    library, name = architecture.split("/", 1)
-    if library != "timm":
-        return 299 if name == "inception_v3" else 224
-    from timm.models import get_pretrained_cfg
-
-    return (get_pretrained_cfg(name) or get_pretrained_cfg("resnet18")).input_size[-1]
-
-
-def _cannot_take(architecture: str, classes: int, input: InputSpec, cause: Exception) -> Problem:
-    """Why the network could not be run at input.size: the size, or the architecture itself."""
-    own = _own_size(architecture)
-    said = f"{type(cause).__name__}: {str(cause)[:200]}"
-    if input.size < own:
-        detail = f"{architecture} cannot take {input.size} x {input.size} pixels; it was made for {own} x {own} ({said})"
-        return Problem("input_too_small", detail, pointer="/source_model/input/size")
-    detail = f"{architecture} with {classes} classes cannot be run at {input.size} x {input.size} pixels ({said})"
-    return Problem("unsupported_architecture", detail, pointer=ARCHITECTURE)
 
 
 def _find_head(network: nn.Module, architecture: str, classes: int, input: InputSpec) -> str:
@@ -186,11 +100,11 @@ def _find_head(network: nn.Module, architecture: str, classes: int, input: Input
             try:
                 output = network(x)
             except (RuntimeError, ValueError, AssertionError, TypeError, IndexError, ZeroDivisionError) as error:
-                raise _cannot_take(architecture, classes, input, error) from error
+                raise architectures.cannot_take(architecture, classes, input, error) from error
             found = [h for h, made in last.items() if isinstance(output, Tensor) and _same(made, output)]
             if not found or output.shape != (2, classes):
                 detail = f"{architecture} does not end in one linear layer with {classes} outputs"
-                raise Problem("unsupported_architecture", detail, pointer=ARCHITECTURE)
+                raise Problem("unsupported_architecture", detail, pointer=architectures.POINTER)
             h = found[-1]
             name = linear[h]
             network.set_submodule(name, nn.Identity())
@@ -201,7 +115,7 @@ def _find_head(network: nn.Module, architecture: str, classes: int, input: Input
                 network.set_submodule(name, h)
             if not whole:
                 detail = f"{architecture} does more with its features than its last linear layer {name!r} says"
-                raise Problem("unsupported_architecture", detail, pointer=ARCHITECTURE)
+                raise Problem("unsupported_architecture", detail, pointer=architectures.POINTER)
     finally:
         for handle in handles:
             handle.remove()
@@ -262,7 +176,7 @@ def _mismatch(head: str, missing: list[str], unexpected: list[str], ill_shaped: 
         said.append(f"missing: {few(missing)}")
     if unexpected:
         said.append(f"unexpected: {few([name[:200] for name in unexpected])}")
-    pointer = ARCHITECTURE
+    pointer = architectures.POINTER
     at_head = [entry for entry in ill_shaped if entry["name"] in (f"{head}.weight", f"{head}.bias")]
     rest_fits = all(entry["found"][1:] == entry["expected"][1:] for entry in at_head)
     if at_head and len(at_head) == len(ill_shaped) and rest_fits and not missing and not unexpected:

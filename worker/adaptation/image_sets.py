@@ -1,0 +1,63 @@
+"""The images of a job as the training loops take them: float batches in [0, 1] out of arrays on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worker.adaptation.scaling import Range
+
+
+@dataclass(frozen=True)
+class Images:
+    """array: [N, C, H, W], uint8 or uint16, mapped from disk. names: below the reference, in order. low, high: what
+    becomes 0 and 1. range: the whole scaling. side: the median shorter side of the files, in pixels."""
+
+    array: np.memmap
+    names: list[str]
+    range: Range
+    side: float
+
+    @property
+    def low(self) -> float:
+        return self.range.low
+
+    @property
+    def high(self) -> float:
+        return self.range.high
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def batch(self, index: np.ndarray) -> Tensor:
+        """Images index [n], in that order, as float32 [n, C, H, W] in [0, 1] on the CPU."""
+        raw = np.asarray(self.array[index], dtype=np.float32)
+        return torch.from_numpy((raw - np.float32(self.low)) / np.float32(self.high - self.low)).clamp_(0, 1)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """x_ti_s and x_ti_t, row by row the same scene at the same pixels. scale: how many times as much of a scene they
+    show as the target images do, at least 1 (see transforms.random_crops)."""
+
+    source: Images
+    target: Images
+    scale: float
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def batch(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
+        """(source [n, 3, H, W], target [n, C, H, W]), float32 in [0, 1]."""
+        return self.source.batch(index), self.target.batch(index)
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """labels: int64 [N], indices into the model's classes."""
+
+    images: Images
+    labels: np.ndarray
