@@ -20,7 +20,6 @@ from tests.adaptation.folders import INPUT, Events, data_spec, depth_folder, ram
 from worker.adaptation import image_cache
 from worker.adaptation.data import read_evaluation, read_pairs, read_target
 
-
 # Broken images
 
 
