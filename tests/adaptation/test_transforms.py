@@ -69,7 +69,10 @@ def test_a_pixel_of_a_pair_lands_at_the_same_place_in_both_images(scale):
     where = coordinates(8, height, width)
     source = torch.cat([where, torch.zeros(8, 1, height, width)], dim=1)
     target = where[:, :1] * 2 + where[:, 1:] * 3
-    s, t = pair_crops(np.random.default_rng(5), (source, target), size, scale)
+    crops = random_crops(np.random.default_rng(5), 8, height, width, size, scale)
+    s, t = pair_crops((source, target), crops, size)
+    some_s, some_t = pair_crops((source[2:5], target[2:5]), crops[2:5], size)
+    assert torch.equal(some_s, s[2:5]) and torch.equal(some_t, t[2:5])
     assert s.shape == (8, 3, size, size) and t.shape == (8, 1, size, size)
     assert torch.allclose(t[:, 0], s[:, 0] * 2 + s[:, 1] * 3, atol=1e-3)
     slope = s[:, 0, 0, 1] - s[:, 0, 0, 0]
@@ -89,4 +92,4 @@ def test_an_image_smaller_than_the_window_is_refused():
     with pytest.raises(ValueError, match="3 crops for 2 images"):
         apply(torch.zeros(2, 3, 40, 40), centre_crops(3, 40, 40, 32), 32)
     with pytest.raises(ValueError, match="pairs must match"):
-        pair_crops(np.random.default_rng(0), (torch.zeros(2, 3, 40, 40), torch.zeros(2, 1, 40, 41)), 32)
+        pair_crops((torch.zeros(2, 3, 40, 40), torch.zeros(2, 1, 40, 41)), centre_crops(2, 40, 40, 32), 32)

@@ -1,7 +1,7 @@
 """python -m worker.adaptation SPEC.json --out DIR [--roots DIR ...]
 
 Runs one adaptation. Events go to stdout as JSON lines (events.py) and into DIR/events.jsonl; whatever libraries print goes
-to stderr. Exit codes: 0 with a `result` or `stopped` event, 1 with a `failed` event. Started again with the same DIR, it
+to stderr. By torchrun it runs in several processes, each on a GPU (parallel.py). Exit codes: 0 with a `result` or `stopped` event, 1 with a `failed` event. Started again with the same DIR, it
 goes on where it was.
 """
 
@@ -11,6 +11,7 @@ import argparse
 import fcntl
 import os
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Sequence
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     descriptor = os.dup(1)
     os.dup2(2, 1)
     given.out.mkdir(parents=True, exist_ok=True)
+    if int(os.environ.get("RANK", "0")) > 0:
+        return _help(given)
     journal = Journal(descriptor, given.out)
     journal.listen()
     try:
@@ -58,6 +61,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         journal(Failed(problem=problem.document()))
         return 1
     finally:
+        journal.close()
+    return 0
+
+
+def _help(given: argparse.Namespace) -> int:
+    """Any process of a job but the first: it works, and says nothing but what went wrong, to stderr."""
+    with tempfile.TemporaryDirectory() as silent, Path(os.devnull).open("wb") as nobody:
+        journal = Journal(nobody.fileno(), Path(silent))
+        journal.listen()
+        from worker.adaptation.run import run
+
+        run(_read(given.spec), given.out, journal, given.spec.resolve().parent, given.roots, given.checkpoint_every)
         journal.close()
     return 0
 

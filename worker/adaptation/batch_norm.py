@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from worker.adaptation import parallel
 from worker.adaptation.losses import Statistics
 
 EPSILON = 1e-6
@@ -31,16 +32,17 @@ def running(network: nn.Module) -> Statistics:
 
 
 @contextmanager
-def observed(network: nn.Module | None, images: int | None = None) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def observed(network: nn.Module | None, images: int | None = None, of_all: bool = False) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """The statistics of what enters each tracking layer in the forward passes inside, in the order of the network, with
-    gradients; the list is filled when the block ends. images: of a batch, only the first so many count. None: nothing is looked at.
+    gradients; the list is filled when the block ends. images: of a batch, only the first so many count. of_all: the batch is this
+    process's share, and the statistics are those of all shares. network None: nothing is looked at.
     """
     tracking = _tracking(network) if network is not None else []
     seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         x, mu, var = _Moments.apply(inputs[0], images)
-        seen[layer] = mu, var
+        seen[layer] = parallel.moments(mu, var, x[:images].numel() // x.shape[1]) if of_all else (mu, var)
         return x
 
     handles = [layer.register_forward_pre_hook(look) for layer in tracking]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import AbstractContextManager
 from typing import Literal
@@ -18,7 +19,8 @@ MARGIN = 1.1
 
 
 def choose(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """The device to run on; auto takes CUDA where it is there. Raises Problem device_unavailable."""
+    """The device to run on; auto takes CUDA where it is there, of several processes each its own. Raises Problem
+    device_unavailable."""
     there = torch.cuda.is_available()
     if wanted == "cuda" and not there:
         raise Problem("device_unavailable", "no CUDA device is visible to the worker", pointer="/device")
@@ -26,7 +28,7 @@ def choose(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
         return torch.device("cpu")
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
-    return torch.device("cuda", 0)
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def name(device: torch.device) -> str:

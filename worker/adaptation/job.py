@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from app.spec import AdaptationSpec
-from worker.adaptation import checkpoint
+from worker.adaptation import checkpoint, parallel
 from worker.adaptation.device import Precision
 from worker.adaptation.events import Checkpointed, Metric, Phase, Progress
 from worker.adaptation.image_sets import Images, Pairs
@@ -81,6 +81,9 @@ class Job:
         return time.monotonic() - self._saved_at >= self.checkpoint_every
 
     def save(self, phase: Phase, step: int, stage: dict[str, Any] | None = None) -> None:
+        """Of several processes the first does."""
+        if not parallel.first():
+            return
         checkpoint.save(
             self.folder,
             {

@@ -18,7 +18,7 @@ import torchvision
 from app import layouts
 from app.errors import Problem
 from app.spec import WITHOUT_PAIRS, AdaptationSpec
-from worker.adaptation import artifacts, assessment, checkpoint, data, device, report, source_model
+from worker.adaptation import artifacts, assessment, checkpoint, data, device, parallel, report, source_model
 from worker.adaptation.device import Precision
 from worker.adaptation.events import Logged, Result, Started, Warned
 from worker.adaptation.image_sets import Images, Pairs
@@ -40,10 +40,12 @@ METHODS: dict[str, ModuleType] = {
 
 def run(
     spec: AdaptationSpec, folder: Path, journal: Journal, anchor: Path, roots: Sequence[Path] | None, checkpoint_every: float
-) -> Result:
+) -> Result | None:
     """Adapts, evaluates and publishes below `folder`; goes on from a checkpoint that is there; a finished folder says its
-    result again. anchor: what relative references are relative to, where roots is None. Raises Problem."""
+    result again. anchor: what relative references are relative to, where roots is None. Of several processes (see parallel) the
+    first evaluates and publishes; for the others: None. Raises Problem."""
     where = device.choose(spec.device)
+    parallel.start(where)
     placed = _anchored(spec, anchor) if roots is None else spec
     weights_path = layouts.local_path(placed.source_model.uri, None, "/source_model/uri")
     if not weights_path.is_file():
@@ -72,9 +74,11 @@ def run(
     source = source.to(where, memory_format=torch.channels_last).requires_grad_(False)
     cache, input, classes = folder / "cache", spec.source_model.input, spec.source_model.classes
     cache.mkdir(exist_ok=True)
-    target = data.read_target(placed.data, input, cache, journal, roots, classes)
     needs_pairs = spec.data.pairs is not None and spec.method not in WITHOUT_PAIRS
-    pairs = data.read_pairs(placed.data, input, target, cache, journal, roots, classes) if needs_pairs else None
+    with parallel.first_before_others():
+        target = data.read_target(placed.data, input, cache, journal, roots, classes)
+        pairs = data.read_pairs(placed.data, input, target, cache, journal, roots, classes) if needs_pairs else None
+    _shareable(spec, target, pairs)
     identity["data"] = _fingerprint(target, pairs)
     if saved is not None and saved["identity"]["data"] != identity["data"]:
         journal(
@@ -93,6 +97,9 @@ def run(
         before = [Warned.model_validate(warning) for warning in saved["warnings"]]
         journal.warnings = before + [warning for warning in journal.warnings if warning not in before]
     adapted = method.adapt(job)
+    parallel.end()
+    if not parallel.first():
+        return None
 
     last = list(job.finished.values())[-1:]
     trained = last[0]["steps"] if last else 0
@@ -124,8 +131,29 @@ def _precision(spec: AdaptationSpec, source: Classifier, where: torch.device, jo
         return "fp32"
     size, batch_size = spec.source_model.input.size, spec.settings.transfer.batch_size
     precision, ratio = device.measure_precision(source, where, size, batch_size)
+    precision = "bf16" if parallel.any_of(precision == "bf16" and parallel.first(), where) else "fp32"
     journal(Logged(message=f"precision {precision}: bf16 is {ratio:.2f} times as fast as fp32 on {device.name(where)}"))
     return precision
+
+
+def _shareable(spec: AdaptationSpec, target: Images, pairs: Pairs | None) -> None:
+    """Raises Problem invalid_request where several processes would not do what one does."""
+    if (several := parallel.size()) == 1:
+        return
+    s = spec.settings
+    if spec.method != "source_only" and s.transfer.batch_norm == "batch" and spec.method != "tgmb":
+        detail = (
+            f"{several} processes would each normalise by their own share of the batch: batch_norm must be frozen, or one process"
+        )
+        raise Problem("invalid_request", detail, pointer="/settings/transfer/batch_norm")
+    if s.bridging.translator == "paper" and spec.method in ("tgmb", "tgmb_tgkt", "socket_tgmb"):
+        detail = (
+            f"{several} processes would each normalise by their own share of the batch in the paper's translator: take residual"
+        )
+        raise Problem("invalid_request", detail, pointer="/settings/bridging/translator")
+    least = min(s.transfer.batch_size, s.bridging.batch_size, len(target), len(pairs) if pairs else len(target))
+    if least < 2 * several:
+        raise Problem("invalid_request", f"batches of {least} images are too small for {several} processes", pointer="/settings")
 
 
 def _anchored(spec: AdaptationSpec, anchor: Path) -> AdaptationSpec:

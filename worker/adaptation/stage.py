@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from app.errors import Problem
+from worker.adaptation import parallel
 from worker.adaptation.events import Phase, Warned
 from worker.adaptation.job import Job
 from worker.adaptation.prefetch import prefetched
@@ -45,7 +46,7 @@ class Stage:
         """(step, make(step)) for the steps still to do; the next batch is made in the background. Torch's generators are
         set for the step."""
         for step, batch in prefetched(make, range(self.step, self.steps)):
-            seed_torch(self.job.spec.seed, self.phase, step)
+            seed_torch(self.job.spec.seed, self.phase if parallel.first() else f"{self.phase}/{parallel.rank()}", step)
             yield step, batch
 
     def decay(self, optimiser: Optimizer, lr: float, warmup: int = 0) -> None:
@@ -61,14 +62,14 @@ class Stage:
         at the log interval. Raises Problem training_diverged."""
         self.step += 1
         self.job.journal.step = self.step
-        self._images += images
+        self._images += images * parallel.size()
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach().float()
         self.summed += 1
         if self.step % LOG_EVERY == 0 or self.step == self.steps:
             self._log()
         self._progress()
-        if self.job.journal.stop_asked:
+        if parallel.any_of(self.job.journal.stop_asked, self.job.device):
             self.save()
             self.job.journal.stop()
         if self.job.due():

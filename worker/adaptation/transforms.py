@@ -25,6 +25,9 @@ class Crops:
     def __len__(self) -> int:
         return len(self.boxes)
 
+    def __getitem__(self, some: slice) -> Crops:
+        return Crops(self.boxes[some], self.flips[some])
+
 
 def random_crops(rng: np.random.Generator, n: int, height: int, width: int, size: int, scale: float = 1.0) -> Crops:
     """n random square windows of images [height, width] whose shorter side is about scale * size / crop_ratio, and flips.
@@ -79,14 +82,12 @@ def apply(images: Tensor, crops: Crops, size: int) -> Tensor:
     return torch.where(flips, out.flip(-1), out)
 
 
-def pair_crops(rng: np.random.Generator, pairs: tuple[Tensor, Tensor], size: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """The same random window and flip for both images of each pair: (source [n, 3, H, W], target [n, C, H, W]) becomes
-    (source [n, 3, size, size], target [n, C, size, size]). scale: `Pairs.scale`, see random_crops."""
+def pair_crops(pairs: tuple[Tensor, Tensor], crops: Crops, size: int) -> tuple[Tensor, Tensor]:
+    """The same window and flip for both images of each pair: (source [n, 3, H, W], target [n, C, H, W]) becomes
+    (source [n, 3, size, size], target [n, C, size, size])."""
     source, target = pairs
-    n, _, height, width = source.shape
-    if target.shape[0] != n or target.shape[2:] != source.shape[2:]:
+    if target.shape[0] != len(source) or target.shape[2:] != source.shape[2:]:
         raise ValueError(f"pairs must match in number and size: {tuple(source.shape)} and {tuple(target.shape)}")
-    crops = random_crops(rng, n, height, width, size, scale)
     return apply(source, crops, size), apply(target, crops, size)
 
 

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from app.spec import AdaptationSpec
-from worker.adaptation import batch_norm, losses
+from worker.adaptation import batch_norm, losses, parallel
 from worker.adaptation.device import autocast, to_device
 from worker.adaptation.evaluation import evidence, predict
 from worker.adaptation.events import Logged, Phase, Warned
 from worker.adaptation.job import Adapted, Job
 from worker.adaptation.methods import polarity, relevance, stopping
+from worker.adaptation.parallel import gathered
 from worker.adaptation.randomness import batch, generator, seed_torch
 from worker.adaptation.stage import Stage
 from worker.adaptation.transforms import apply, pair_crops, random_crops
@@ -66,16 +67,15 @@ def train(job: Job) -> Translator:
     if stage.step == 0:
         polarity.choose(job, T, training)
         averaged.load_state_dict(T.state_dict())
-        memory["relevance"] = relevance.of_pairs(job, T, training, running) if s.pairs_by_relevance else 1.0
+        relevant = relevance.of_pairs(job, T, training, running) if s.pairs_by_relevance else 1.0
+        memory["relevance"] = parallel.agreed(relevant, device)
     w = w.model_copy(update={name: memory["relevance"] * getattr(w, name) for name in ("rec", "rec_f", "d")})
     score = stopping.Score(job, held, running, memory["relevance"])
 
     def make(step: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x_ti_s = x_ti_t = x_tr_t = None
         if max(w.rec, w.rec_f, w.d) > 0:
-            index = training[batch(spec.seed, "bridging/pairs", step, len(training), s.batch_size)]
-            rng = generator(spec.seed, "bridging/pairs/crops", step)
-            x_ti_s, x_ti_t = pair_crops(rng, job.pairs.batch(index), spec.source_model.input.size, job.pairs.scale)
+            x_ti_s, x_ti_t = random_pairs_batch(job, "bridging/pairs", training, step, s.batch_size)
         if max(w.d, w.im, w.bn_s) > 0:
             x_tr_t = random_target_batch(job, "bridging/target", step, s.batch_size)
         return x_ti_s, x_ti_t, x_tr_t
@@ -88,35 +88,37 @@ def train(job: Job) -> Translator:
         with autocast(device, job.precision):
             ti, tr = translate(T, x_ti_t, x_tr_t, device)
             if w.rec > 0:
-                terms["L_rec"] = losses.L_rec(ti, to_device(x_ti_s, device))
+                terms["L_rec"] = losses.L_rec(gathered(ti), gathered(to_device(x_ti_s, device)))
                 total = total + w.rec * terms["L_rec"]
             parts = ([tr] if tr is not None else []) + ([ti] if w.d > 0 or w.rec_f > 0 else [])
             if max(w.d, w.im, w.bn_s, w.rec_f) > 0:
                 n = len(tr) if tr is not None else 0
-                with batch_norm.observed(job.source if w.bn_s > 0 else None, n) as seen:
+                with batch_norm.observed(job.source if w.bn_s > 0 else None, n, of_all=True) as seen:
                     features, logits = job.source(torch.cat(parts))
+                f_tr, f_ti, logits = gathered(features[:n]), gathered(features[n:]), gathered(logits[:n])
             if w.rec_f > 0:
                 with torch.no_grad():
                     f_s, _ = job.source(to_device(x_ti_s, device))
-                terms["L_rec_f"] = losses.L_rec_f(f_s, features[n:])
+                terms["L_rec_f"] = losses.L_rec_f(gathered(f_s), f_ti)
                 total = total + w.rec_f * terms["L_rec_f"]
             if w.bn_s > 0:
                 terms["L_BN"] = losses.L_BN(seen, running)
                 total = total + w.bn_s * terms["L_BN"]
             if w.d > 0:
-                d = D(losses.reverse_gradient(features, losses.dann_ramp(step / s.steps)))
-                terms["L_D"] = losses.L_D(d[len(tr) :], d[: len(tr)])
+                d = D(losses.reverse_gradient(torch.cat([f_tr, f_ti]), losses.dann_ramp(step / s.steps)))
+                terms["L_D"] = losses.L_D(d[len(f_tr) :], d[: len(f_tr)])
                 total = total + w.d * terms["L_D"]
             if w.im > 0:
-                terms["L_IM"] = losses.L_IM(logits[: len(tr)])
+                terms["L_IM"] = losses.L_IM(logits)
                 total = total + w.im * terms["L_IM"]
         adam.zero_grad()
         if terms:
             total.backward()
+            parallel.average_gradients([*T.parameters(), *D.parameters()])
             adam.step()
         average(averaged, T, min(s.ema, step / (step + 10)))
         if (step + 1) % s.validate_every == 0 or step + 1 == s.steps:
-            stopping.keep_if_best(stage, averaged, score(averaged))
+            stopping.keep_if_best(stage, averaged, parallel.agreed(score(averaged), device))
         stage.advance(terms, images=sum(len(x) for x in (x_ti_t, x_tr_t) if x is not None))
         if s.patience and memory["worse"] >= s.patience:
             job.journal(Logged(message=f"bridging stops at step {stage.step}: {s.patience} validations without a better one"))
@@ -139,10 +141,23 @@ def average(averaged: Translator, T: Translator, decay: float) -> None:
 
 
 def random_target_batch(job: Job, stage: str, step: int, batch_size: int) -> Tensor:
-    """x_tr_t [n, C, size, size] of a step: random crops and flips."""
+    """x_tr_t [n, C, size, size] of a step: random crops and flips. Of several processes each gets its share."""
     size, seed = job.spec.source_model.input.size, job.spec.seed
-    x = job.target.batch(batch(seed, stage, step, len(job.target), batch_size))
-    return apply(x, random_crops(generator(seed, f"{stage}/crops", step), len(x), *x.shape[-2:], size), size)
+    index = batch(seed, stage, step, len(job.target), batch_size)
+    crops = random_crops(generator(seed, f"{stage}/crops", step), len(index), *job.target.array.shape[-2:], size)
+    share = parallel.share(len(index))
+    return apply(job.target.batch(index[share]), crops[share], size)
+
+
+def random_pairs_batch(job: Job, stage: str, training: np.ndarray, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
+    """x_ti_s [n, 3, size, size] and x_ti_t [n, C, size, size] of a step: the same random crop and flip for both images of a pair.
+    training: the pairs to draw from. Of several processes each gets its share."""
+    size, seed = job.spec.source_model.input.size, job.spec.seed
+    index = training[batch(seed, stage, step, len(training), batch_size)]
+    height, width = job.pairs.source.array.shape[-2:]
+    crops = random_crops(generator(seed, f"{stage}/crops", step), len(index), height, width, size, job.pairs.scale)
+    share = parallel.share(len(index))
+    return pair_crops(job.pairs.batch(index[share]), crops[share], size)
 
 
 def translate(

@@ -17,16 +17,16 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from app.method_settings import LossWeights, TransferSettings
 from app.spec import AdaptationSpec
-from worker.adaptation import batch_norm, losses, pseudo_labels
+from worker.adaptation import batch_norm, losses, parallel, pseudo_labels
 from worker.adaptation.device import autocast, to_device
 from worker.adaptation.evaluation import evidence, predict
 from worker.adaptation.events import Phase, Warned
 from worker.adaptation.job import Job
 from worker.adaptation.methods import tgmb
-from worker.adaptation.randomness import batch, batch_size, generator, steps_an_epoch
+from worker.adaptation.parallel import gathered
+from worker.adaptation.randomness import batch, batch_size, steps_an_epoch
 from worker.adaptation.source_model import Classifier
 from worker.adaptation.stage import Stage
-from worker.adaptation.transforms import pair_crops
 from worker.adaptation.translator import replicate
 
 Feed = Callable[[Tensor], Tensor]
@@ -80,19 +80,20 @@ def train(
         with autocast(device, job.precision):
             tr, ti = (None if x is None else to_device(x, device) for x in (x_tr_t, x_ti_t))
             f_t, logits, seen = forward(student, feed, tr, ti, observe=w.bn_t > 0, together=s.batch_norm == "frozen")
+            f_t, logits = (None if x is None else gathered(x) for x in (f_t, logits))
             if w.feat > 0:
                 with torch.no_grad():
                     f_s, _ = job.source(to_device(x_ti_s, device))
-                terms["L_feat"] = l_feat(f_s, f_t)
+                terms["L_feat"] = l_feat(gathered(f_s), f_t)
                 total = total + w.feat * terms["L_feat"]
             if w.kl > 0:
                 with torch.no_grad():
-                    p_s = teacher(tr)
+                    p_s = gathered(teacher(tr))
                 terms["L_KL"] = losses.L_KL(p_s, logits, s.kl_by_confidence)
                 total = total + w.kl * terms["L_KL"]
             if w.self > 0:
                 index = torch.from_numpy(batch(spec.seed, "transferring/target", step, len(job.target), s.batch_size))
-                terms["L_self"] = losses.L_self(logits, memory["labels"][index].to(device))
+                terms["L_self"] = losses.L_self(logits, memory["labels"][index[: len(logits)]].to(device))
                 total = total + w.self * terms["L_self"]
             if w.im_t > 0:
                 terms["L_IM"] = losses.L_IM(logits)
@@ -103,6 +104,7 @@ def train(
         optimiser.zero_grad()
         if terms:
             total.backward()
+            parallel.average_gradients(student.f.parameters())
             optimiser.step()
         stage.advance(terms, images=sum(len(x) for x in (x_tr_t, x_ti_t) if x is not None))
     student.eval().requires_grad_(False)
@@ -131,20 +133,20 @@ def forward(
         return None, None, []
     if tr is None or ti is None or together:
         n = 0 if tr is None else len(tr)
-        with batch_norm.observed(observed, n) as seen:
+        with batch_norm.observed(observed, n, of_all=True) as seen:
             features, logits = student(feed(torch.cat([x for x in (tr, ti) if x is not None])))
         return features[n:], logits[:n], seen
     # The running statistics must be of the target images that the model will meet, not of TI images.
     with batch_norm.kept(student):
         features, _ = student(feed(ti))
-    with batch_norm.observed(observed) as seen:
+    with batch_norm.observed(observed, of_all=True) as seen:
         _, logits = student(feed(tr))
     return features, logits, seen
 
 
 def batches(job: Job, w: LossWeights) -> Callable[[int], tuple[Tensor | None, Tensor | None, Tensor | None]]:
     """The batch of a step: x_tr_t, x_ti_s, x_ti_t, each where a loss asks for it."""
-    spec, size = job.spec, job.spec.settings.transfer.batch_size
+    size = job.spec.settings.transfer.batch_size
     training = tgmb.split(job)[0] if w.feat > 0 else None
 
     def make(step: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -152,9 +154,7 @@ def batches(job: Job, w: LossWeights) -> Callable[[int], tuple[Tensor | None, Te
         if uses_target(w):
             x_tr_t = tgmb.random_target_batch(job, "transferring/target", step, size)
         if training is not None:
-            index = training[batch(spec.seed, "transferring/pairs", step, len(training), size)]
-            rng = generator(spec.seed, "transferring/pairs/crops", step)
-            x_ti_s, x_ti_t = pair_crops(rng, job.pairs.batch(index), spec.source_model.input.size, job.pairs.scale)
+            x_ti_s, x_ti_t = tgmb.random_pairs_batch(job, "transferring/pairs", training, step, size)
         return x_tr_t, x_ti_s, x_ti_t
 
     return make
@@ -168,7 +168,10 @@ def refresh(stage: Stage, w: LossWeights, model, student: Classifier, epoch: int
         return
     student.eval()
     with autocast(job.device, job.precision):
-        features, logits = predict(model, job.target, job.spec.source_model.input.size, job.device)
+        some = parallel.part(len(job.target))
+        features, logits = predict(model, job.target, job.spec.source_model.input.size, job.device, some)
+    if parallel.size() > 1:
+        features, logits = (gathered(x.to(job.device))[: len(job.target)].cpu() for x in (features, logits))
     labels = pseudo_labels.assign(features, logits.softmax(1), rounds)
     if memory["labels"] is not None:
         stage.record("churn", pseudo_labels.churn(memory["labels"], labels))

@@ -1,0 +1,114 @@
+"""One job by two processes: the losses and weights of one process; and who says and writes what."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.adaptation.conftest import spec
+from worker.adaptation import parallel
+from worker.adaptation.events import parse
+
+UNIT = """
+import torch, torch.distributed as dist
+from worker.adaptation import batch_norm, losses, parallel
+
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+x, w = torch.randn(8, 5), torch.nn.Parameter(torch.randn(5, 3))
+shares = x[parallel.share(8)]
+logits = parallel.gathered(shares @ w)
+assert torch.allclose(logits, x @ w, atol=1e-6)
+losses.L_IM(logits).backward()
+parallel.average_gradients([w])
+alone = w.detach().clone().requires_grad_()
+losses.L_IM(x @ alone).backward()
+assert torch.allclose(w.grad, alone.grad, atol=1e-6), (w.grad, alone.grad)
+
+layer = torch.nn.BatchNorm1d(5).eval()
+ours, all_of_it = shares.clone().requires_grad_(), x.clone().requires_grad_()
+with batch_norm.observed(layer, of_all=True) as seen:
+    layer(ours)
+with batch_norm.observed(layer) as expected:
+    layer(all_of_it)
+for a, b in zip(seen[0], expected[0], strict=True):
+    assert torch.allclose(a, b, atol=1e-6), (a, b)
+running = [(torch.zeros(5), torch.ones(5))]
+losses.L_BN(seen, running).backward()
+losses.L_BN(expected, running).backward()
+assert torch.allclose(ours.grad / parallel.size(), all_of_it.grad[parallel.share(8)], atol=1e-6)
+
+assert parallel.part(5).tolist() == ([0, 1, 2] if parallel.first() else [3, 4, 4])
+assert parallel.agreed(float(parallel.rank() + 7), torch.device("cpu")) == 7
+assert parallel.any_of(not parallel.first(), torch.device("cpu"))
+"""
+
+
+def two(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=240)
+
+
+def test_what_is_gathered_has_the_gradients_of_the_whole(tmp_path):
+    (tmp_path / "unit.py").write_text(UNIT)
+    ran = two(str(tmp_path / "unit.py"))
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_two_processes_have_the_losses_and_weights_of_one(adapt, data, tmp_path):
+    """60 target images, which two processes divide evenly, and 32 pairs less 5 held out."""
+    settings = {"bridging": {"steps": 8, "pairs_by_relevance": False}, "transfer": {"epochs": 2, "kl_by_score": False}}
+    one = adapt("one", settings=settings)
+    spec(data, settings=settings)
+    ran = two("-m", "worker.adaptation", str(data / "spec.json"), "--out", str(tmp_path / "two"))
+    assert ran.returncode == 0, ran.stderr
+
+    events = [parse(line) for line in ran.stdout.splitlines() if line.startswith("{")]
+    assert [event.type for event in events].count("result") == 1, "one process speaks"
+    assert sorted(path.name for path in (tmp_path / "two/artifacts").iterdir()) == sorted(
+        path.name for path in (one.out / "artifacts").iterdir()
+    )
+    series = json.loads((tmp_path / "two/artifacts/metrics.json").read_text())["series"]
+    assert series.keys() == one.series.keys()
+    for name, points in one.series.items():
+        assert [step for step, _ in series[name]] == [step for step, _ in points], name
+        assert [value for _, value in series[name]] == pytest.approx([value for _, value in points], rel=2e-3, abs=2e-4), name
+    ours, theirs = (load_file(out / "artifacts/model.safetensors") for out in (one.out, tmp_path / "two"))
+    for name, value in ours.items():
+        assert torch.allclose(value.float(), theirs[name].float(), rtol=1e-2, atol=2e-3), name
+
+
+@pytest.mark.parametrize(
+    ("settings", "pointer"),
+    [
+        ({"transfer": {"batch_norm": "batch"}}, "/settings/transfer/batch_norm"),
+        ({"bridging": {"translator": "paper"}}, "/settings/bridging/translator"),
+        ({"bridging": {"batch_size": 3}}, "/settings"),
+    ],
+)
+def test_what_two_processes_would_do_otherwise_than_one_is_refused(adapt, monkeypatch, settings, pointer):
+    from app.errors import Problem
+
+    monkeypatch.setattr(parallel, "size", lambda: 2)
+    monkeypatch.setattr(parallel, "first_before_others", lambda: __import__("contextlib").nullcontext())
+    with pytest.raises(Problem) as raised:
+        adapt(settings=settings)
+    assert (raised.value.code, raised.value.pointer) == ("invalid_request", pointer)
+
+
+def test_a_process_by_itself_has_everything():
+    x = torch.rand(3, 2)
+    assert parallel.gathered(x) is x
+    assert x[parallel.share(3)].shape == x.shape
+    assert parallel.part(3).tolist() == np.arange(3).tolist()
+    assert parallel.agreed(0.5, torch.device("cpu")) == 0.5
+    assert parallel.first()

@@ -1,0 +1,133 @@
+"""One job by several processes, each on a GPU of its own:
+
+    torchrun --nproc-per-node N -m worker.adaptation SPEC.json --out DIR
+
+Every process makes its share of each batch, and everything that a loss sees is gathered, gradients and all. So a loss is that of the
+whole batch, in every process the same, and so are the weights after a step: L_IM, L_BN and the ratios are no means over images, and
+the mean of the processes' own would be another loss. The first process alone speaks, saves, evaluates and publishes.
+
+A process by itself is a group of one, in which all of this gives back what it is given.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+PATIENCE = timedelta(hours=2)
+"""For the first process, which decodes the images while the others wait."""
+
+
+def start(device: torch.device) -> None:
+    """Joins the group that torchrun's environment names, if any."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+
+
+def end() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+
+
+def first() -> bool:
+    """Before the group is joined too."""
+    return rank() == 0
+
+
+def share(n: int) -> slice:
+    """This process's rows of a batch of n. Shares are alike: a remainder is no one's."""
+    each = n // size()
+    return slice(rank() * each, (rank() + 1) * each)
+
+
+def part(n: int) -> np.ndarray:
+    """This process's indices of n images, int64: as many for each, so the last ones may name the last image again. What is made
+    of them, gathered, is that of all n in its first n rows."""
+    each = -(-n // size())
+    return np.arange(rank() * each, (rank() + 1) * each).clip(max=n - 1)
+
+
+def gathered(x: Tensor) -> Tensor:
+    """The rows of all processes, in their order, with gradients. Every process must bring as many rows."""
+    return x if size() == 1 or len(x) == 0 else _Gather.apply(x)
+
+
+def moments(mu: Tensor, var: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance [C] of the values of all processes, from those of n values in each."""
+    if size() == 1:
+        return mu, var
+    mus, variances = _Gather.apply(torch.stack([mu, var])[None]).unbind(1)
+    mean = mus.mean(0)
+    squares = (n - 1) * variances.sum(0) + n * (mus - mean).square().sum(0)
+    return mean, squares / (size() * n - 1)
+
+
+def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """In place. The gradient of a gathered tensor is the sum over the processes, which all computed the same loss; the average
+    over them takes that factor out again."""
+    if size() == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.reshape(-1) for g in gradients])
+    dist.all_reduce(flat)
+    for gradient, mean in zip(gradients, (flat / size()).split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def agreed(value: float, device: torch.device) -> float:
+    """The first process's: what decides when to stop must not differ by a rounding."""
+    if size() == 1:
+        return value
+    told = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.broadcast(told, 0)
+    return told.item()
+
+
+def any_of(flag: bool, device: torch.device) -> bool:
+    if size() == 1:
+        return flag
+    told = torch.tensor(int(flag), device=device)
+    dist.all_reduce(told, dist.ReduceOp.MAX)
+    return bool(told)
+
+
+@contextmanager
+def first_before_others() -> Iterator[None]:
+    """What the first process has written inside, the others find there."""
+    if size() > 1 and not first():
+        dist.barrier()
+    yield
+    if size() > 1 and first():
+        dist.barrier()
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.rows = len(x)
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient[rank() * ctx.rows : (rank() + 1) * ctx.rows]
