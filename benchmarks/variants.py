@@ -71,3 +71,14 @@ ABLATE: dict[str, Variant] = {
     **_each_off(PAPER_WEIGHTS, {"preset": "paper"}, "paper, "),
 }
 """Every loss off in turn, and every part of ours. `without bridging`: stage 1 trains nothing, T repeats the channel. `without kl` runs no stage 1."""
+
+BRIDGING: dict[str, Variant] = {
+    "tgmb": COMPARE["tgmb"],
+    "tgmb from the image as it is": Variant("tgmb", {"bridging": {"polarity": "keep"}}),
+    "tgmb, pairs relevant or not": Variant("tgmb", {"bridging": {"pairs_by_relevance": False}}),
+    "tgmb, L_BN alone": Variant("tgmb", {"weights": dict.fromkeys(("rec", "rec_f", "d", "im"), 0.0)}),
+    "tgmb, im 0.1": Variant("tgmb", {"weights": {"im": 0.1}}),
+    "tgmb, last weights": Variant("tgmb", {"bridging": {"ema": 0.0}}),
+    "tgmb, paper": Variant("tgmb", {"preset": "paper"}),
+}
+"""Stage 1 by itself: T decides what L_KL is worth, and costs a third of a whole run to look at."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.method_settings import LossWeights, Settings
-from benchmarks.variants import ABLATE, COMPARE, DEFAULT, SOCKET_GRID
+from benchmarks.variants import ABLATE, BRIDGING, COMPARE, DEFAULT, SOCKET_GRID
 
 
 def flat(settings: dict) -> dict:
@@ -16,7 +16,7 @@ def flat(settings: dict) -> dict:
 
 
 def changed(variant: str, base: str) -> dict:
-    ours, theirs = flat(ABLATE[variant].settings), flat(ABLATE[base].settings)
+    ours, theirs = (flat((ABLATE | BRIDGING)[name].settings) for name in (variant, base))
     return {name: value for name, value in ours.items() if value != theirs[name]}
 
 
@@ -36,12 +36,25 @@ def test_the_other_rows_are_what_they_say():
     assert changed("mean-square L_feat", DEFAULT) == {"transfer.feat_distance": "mean_square"}
     assert changed("teacher whatever its score", DEFAULT) == {"transfer.kl_by_score": False}
     assert changed("teacher sure or not", DEFAULT) == {"transfer.kl_by_confidence": False}
+    assert changed("T from the image as it is", DEFAULT) == {"bridging.polarity": "keep"}
+    assert changed("pairs relevant or not", DEFAULT) == {"bridging.pairs_by_relevance": False}
+    assert changed("T's last weights", DEFAULT) == {"bridging.ema": 0.0}
     off = changed("without bridging", DEFAULT)
+    assert off.pop("bridging.polarity") == "keep"
     assert set(off.values()) == {0.0} and set(off) == {f"weights.{name}" for name in ("rec", "rec_f", "d", "im", "bn_s")}
 
 
+def test_the_rows_of_stage_1_are_what_they_say():
+    assert {variant.method for variant in BRIDGING.values()} == {"tgmb"}
+    assert changed("tgmb from the image as it is", "tgmb") == {"bridging.polarity": "keep"}
+    assert changed("tgmb, pairs relevant or not", "tgmb") == {"bridging.pairs_by_relevance": False}
+    assert changed("tgmb, L_BN alone", "tgmb") == {f"weights.{name}": 0.0 for name in ("rec", "rec_f", "d", "im")}
+    assert changed("tgmb, im 0.1", "tgmb") == {"weights.im": 0.1}
+    assert changed("tgmb, last weights", "tgmb") == {"bridging.ema": 0.0}
+
+
 def test_no_two_rows_are_the_same():
-    every = [(variant.method, flat(variant.settings)) for variant in ABLATE.values()]
+    every = [(variant.method, flat(variant.settings)) for variant in [*ABLATE.values(), *BRIDGING.values()]]
     assert [one for i, one in enumerate(every) if one in every[:i]] == []
     grid = [flat({"preset": "socket"} | variant.settings) for variant in [COMPARE["socket"], *SOCKET_GRID.values()]]
     assert [one for i, one in enumerate(grid) if one in grid[:i]] == []
