@@ -16,6 +16,7 @@ from demo import processes
 pytestmark = pytest.mark.acceptance
 SCRIPT = """
 import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever is started in the background ignores it
 from pathlib import Path
 from demo import processes
 with processes.service(Path(sys.argv[1]), [Path(sys.argv[1])]) as url:
