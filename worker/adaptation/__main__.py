@@ -1,8 +1,8 @@
 """python -m worker.adaptation SPEC.json --out DIR [--roots DIR ...]
 
 Runs one adaptation. Events go to stdout as JSON lines (events.py) and into DIR/events.jsonl; whatever libraries print goes
-to stderr. By torchrun it runs in several processes, each on a GPU (parallel.py). Exit codes: 0 with a `result` or `stopped` event, 1 with a `failed` event. Started again with the same DIR, it
-goes on where it was.
+to stderr. By torchrun it runs in several processes, each on a GPU (parallel.py). Exit codes: 0 with a `result` or `stopped`
+event, 1 with a `failed` event. Started again with the same DIR, it goes on where it was.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.dup2(2, 1)
     given.out.mkdir(parents=True, exist_ok=True)
     if int(os.environ.get("RANK", "0")) > 0:
-        return _help(given)
+        return _assist(given)
     journal = Journal(descriptor, given.out)
     journal.listen()
     try:
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _help(given: argparse.Namespace) -> int:
+def _assist(given: argparse.Namespace) -> int:
     """Any process of a job but the first: it works, and says nothing but what went wrong, to stderr."""
     with tempfile.TemporaryDirectory() as silent, Path(os.devnull).open("wb") as nobody:
         journal = Journal(nobody.fileno(), Path(silent))

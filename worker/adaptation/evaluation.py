@@ -38,6 +38,11 @@ def centre_pairs(pairs: Pairs, index: np.ndarray, size: int) -> tuple[Tensor, Te
     return both[:, :3], both[:, 3:]
 
 
+def spread(index: np.ndarray, most: int) -> np.ndarray:
+    """`most` of the index, evenly spread over it, in its order; all of a shorter one."""
+    return index[np.linspace(0, len(index) - 1, min(len(index), most)).round().astype(int)]
+
+
 def chunks(index: np.ndarray) -> list[np.ndarray]:
     return [index[i : i + BATCH] for i in range(0, len(index), BATCH)]
 

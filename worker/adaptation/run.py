@@ -131,7 +131,7 @@ def _precision(spec: AdaptationSpec, source: Classifier, where: torch.device, jo
         return "fp32"
     size, batch_size = spec.source_model.input.size, spec.settings.transfer.batch_size
     precision, ratio = device.measure_precision(source, where, size, batch_size)
-    precision = "bf16" if parallel.any_of(precision == "bf16" and parallel.first(), where) else "fp32"
+    precision = "bf16" if parallel.agreed(precision == "bf16", where) else "fp32"
     journal(Logged(message=f"precision {precision}: bf16 is {ratio:.2f} times as fast as fp32 on {device.name(where)}"))
     return precision
 
@@ -141,7 +141,7 @@ def _shareable(spec: AdaptationSpec, target: Images, pairs: Pairs | None) -> Non
     if (several := parallel.size()) == 1:
         return
     s = spec.settings
-    if spec.method != "source_only" and s.transfer.batch_norm == "batch" and spec.method != "tgmb":
+    if spec.method not in ("source_only", "tgmb") and s.transfer.batch_norm == "batch":
         detail = (
             f"{several} processes would each normalise by their own share of the batch: batch_norm must be frozen, or one process"
         )

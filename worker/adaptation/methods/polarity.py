@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from worker.adaptation.evaluation import centre_pairs, chunks
+from worker.adaptation.evaluation import centre_pairs, chunks, spread
 from worker.adaptation.events import Logged
 from worker.adaptation.job import Job
 from worker.adaptation.translator import ResidualTranslator, Translator
@@ -25,7 +25,7 @@ def choose(job: Job, T: Translator, training: np.ndarray) -> None:
         return
     wanted = job.spec.settings.bridging.polarity
     if wanted == "auto":
-        r = correlation(job, training[np.linspace(0, len(training) - 1, min(len(training), IMAGES)).round().astype(int)])
+        r = correlation(job, spread(training, IMAGES))
         start = "its negative" if r < 0 else "the image as it is"
         job.journal(Logged(message=f"bridging: brightness of the pairs correlates by {r:+.2f}, so T starts from {start}"))
         wanted = "invert" if r < 0 else "keep"

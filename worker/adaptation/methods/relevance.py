@@ -15,7 +15,7 @@ from torch import Tensor
 
 from worker.adaptation import batch_norm, losses
 from worker.adaptation.device import autocast, to_device
-from worker.adaptation.evaluation import centre_batch, centre_pairs, chunks
+from worker.adaptation.evaluation import centre_batch, centre_pairs, chunks, spread
 from worker.adaptation.job import Job
 from worker.adaptation.randomness import generator
 
@@ -43,11 +43,13 @@ def distance(job: Job, batches: Sequence[Tensor], translate: Translate, running:
     return total
 
 
-def of_pairs(job: Job, start: Translate, index: np.ndarray, running: losses.Statistics) -> float:
+def of_pairs(
+    job: Job, start: Translate, index: np.ndarray, target_batches: Sequence[Tensor], running: losses.Statistics
+) -> float:
     """1 - distance(x_ti_s) / distance(start(x_tr_t)), at least 0: 1 where the RGB images of the pairs are as those that the source
-    model was trained on. start: T as it is before training. index: of pairs. 1 where there are no batch norms to tell."""
+    model was trained on. start: T as it is before training. index: of pairs. target_batches: of `targets`. 1 where there are no batch norms to tell."""
     size = job.spec.source_model.input.size
-    some = index[np.linspace(0, len(index) - 1, min(len(index), IMAGES)).round().astype(int)]
-    rgb = [centre_pairs(job.pairs, part, size)[0] for part in chunks(some) if len(part) > 1]
-    pairs, raw = (distance(job, *of, running).item() for of in ((rgb, lambda x: x), (targets(job), start)))
+    rgb = [centre_pairs(job.pairs, part, size)[0] for part in chunks(spread(index, IMAGES)) if len(part) > 1]
+    pairs = distance(job, rgb, lambda x: x, running).item()
+    raw = distance(job, target_batches, start, running).item()
     return max(0.0, 1 - pairs / raw) if raw > 0 else 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from worker.adaptation import losses
 from worker.adaptation.device import autocast, to_device
 from worker.adaptation.evaluation import centre_pairs, chunks
 from worker.adaptation.job import Job
-from worker.adaptation.methods.relevance import Translate, distance, targets
+from worker.adaptation.methods.relevance import Translate, distance
 from worker.adaptation.stage import Stage
 from worker.adaptation.translator import Translator, replicate
 
@@ -33,11 +34,13 @@ class Score:
     flying objects; the statistics in the source model's batch norms are what is known of the domain itself (ours).
     """
 
-    def __init__(self, job: Job, held: np.ndarray, running: losses.Statistics, relevance: float = 1.0) -> None:
+    def __init__(
+        self, job: Job, held: np.ndarray, target_batches: Sequence[Tensor], running: losses.Statistics, relevance: float
+    ) -> None:
         self.job, self.running = job, running
         self.weights = torch.tensor([relevance, relevance, 1.0], device=job.device)
         size = job.spec.source_model.input.size
-        self.targets = targets(job)
+        self.targets = target_batches
         self.pairs = []
         with torch.no_grad():
             for part in chunks(held[:IMAGES]):

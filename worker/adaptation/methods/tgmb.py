@@ -54,23 +54,23 @@ def train(job: Job) -> Translator:
     spec, s, w, device = job.spec, job.spec.settings.bridging, job.spec.settings.weights, job.device
     seed_torch(spec.seed, "bridging/weights", 0)
     T = build(s.translator, job.target.array.shape[1]).to(device)
-    averaged = copy.deepcopy(T).requires_grad_(False)
     D = losses.discriminator(job.source.h.in_features).to(device)
     if (done := job.finished.get("bridging")) is not None:
         T.load_state_dict(done["T"])
         return T.eval().requires_grad_(False)
+    averaged = copy.deepcopy(T).requires_grad_(False)
     adam = torch.optim.Adam([*T.parameters(), *D.parameters()], lr=s.lr)
     training, held = split(job)
     memory = stopping.nothing_yet()
     stage = Stage(job, "bridging", s.steps, {"T": T, "averaged": averaged, "D": D, "adam": adam}, memory)
     running = batch_norm.running(job.source)
+    target_batches = relevance.targets(job)
     if stage.step == 0:
         polarity.choose(job, T, training)
-        averaged.load_state_dict(T.state_dict())
-        relevant = relevance.of_pairs(job, T, training, running) if s.pairs_by_relevance else 1.0
+        relevant = relevance.of_pairs(job, T, training, target_batches, running) if s.pairs_by_relevance else 1.0
         memory["relevance"] = parallel.agreed(relevant, device)
     w = w.model_copy(update={name: memory["relevance"] * getattr(w, name) for name in ("rec", "rec_f", "d")})
-    score = stopping.Score(job, held, running, memory["relevance"])
+    score = stopping.Score(job, held, target_batches, running, memory["relevance"])
 
     def make(step: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x_ti_s = x_ti_t = x_tr_t = None
