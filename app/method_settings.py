@@ -27,10 +27,11 @@ class LossWeights(Strict):
     d: float = Field(0.01, ge=0)
     """alpha_d of L_D, the adversary that tells translated TI from translated TR features. At 0.1 it outweighs L_rec, whose
     mean square is a few hundredths, and cost 14 points on rendered depth (one seed, an early scene set)."""
-    im: float = Field(0.01, ge=0)
+    im: float = Field(0.1, ge=0)
     """alpha_im of L_IM, information maximisation on the source model's predictions for translated TR images. It wants all classes
-    alike often: on thermal images of four classes, of which one is four in ten, T went on at 0.1 to make them so, and lost 3 to 23
-    points by it (drone_ir, seed 0, two trainings of the source model)."""
+    alike often: on thermal images of four classes, of which one is four in ten, T went on to make them so, and lost 3 to 23 points
+    by it (drone_ir, seed 0, two trainings of the source model). So it counts as far as the pairs are relevant
+    (`bridging.by_relevance`), which are next to nothing there."""
     bn_s: float = Field(1.0, ge=0)
     """L_BN in stage 1: statistics of translated TR images in the batch norms of the source model against those of the
     images it was trained on, which its running statistics keep (ours)."""
@@ -63,10 +64,10 @@ class BridgingSettings(Strict):
     """Of Adam, decayed as (1 + 10 p)^-0.75, p the progress in [0, 1]."""
     ema: float = Field(0.98, ge=0, lt=1)
     """T that is scored, kept and used has the moving average of the weights, of this decay; 0: the weights themselves."""
-    pairs_by_relevance: bool = True
-    """The weights of L_rec, L_rec_f and L_D, and the pairs' part of the score, are multiplied by the relevance of the pairs: 1 where
-    their RGB images are to the source model's batch norms as its own training images, 0 where they are as far as the target
-    images are."""
+    by_relevance: bool = True
+    """The weights of L_rec, L_rec_f, L_D and L_IM, and the pairs' part of the score, are multiplied by the relevance of the pairs: 1
+    where their RGB images are to the source model's batch norms as its own training images, 0 where they are as far as the target
+    images are. L_IM by itself has no pairs; but where none holds T, it leads to confident wrong classes."""
     held_out: float = Field(0.15, gt=0, le=0.5)
     """Share of the pairs, as one contiguous block, that is never trained on: early stopping and the report use it."""
     validate_every: int = Field(25, ge=1)
@@ -109,8 +110,8 @@ Preset = Literal["default", "paper", "socket"]
 PRESETS: dict[Preset, dict[str, dict[str, Any]]] = {
     "default": {},
     "paper": {
-        "weights": {"rec_f": 0.0, "im": 0.1, "bn_s": 0.0, "kl": 1.0, "feat": 0.5, "self": 0.3, "im_t": 0.0, "bn_t": 0.0},
-        "bridging": {"translator": "paper", "ema": 0.0, "pairs_by_relevance": False},
+        "weights": {"rec_f": 0.0, "bn_s": 0.0, "kl": 1.0, "feat": 0.5, "self": 0.3, "im_t": 0.0, "bn_t": 0.0},
+        "bridging": {"translator": "paper", "ema": 0.0, "by_relevance": False},
         "transfer": {"feat_distance": "mean_square", "kl_by_score": False, "kl_by_confidence": False} | PUBLISHED,
     },
     "socket": {

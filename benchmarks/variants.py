@@ -60,7 +60,7 @@ ABLATE: dict[str, Variant] = {
     "without bridging": Variant(DEFAULT, {"weights": dict.fromkeys(STAGE_1_WEIGHTS, 0.0), "bridging": {"polarity": "keep"}}),
     "T from the image as it is": Variant(DEFAULT, {"bridging": {"polarity": "keep"}}),
     "paper's translator": Variant(DEFAULT, {"bridging": {"translator": "paper"}}),
-    "pairs relevant or not": Variant(DEFAULT, {"bridging": {"pairs_by_relevance": False}}),
+    "relevant or not": Variant(DEFAULT, {"bridging": {"by_relevance": False}}),
     "T's last weights": Variant(DEFAULT, {"bridging": {"ema": 0.0}}),
     "batch statistics": Variant(DEFAULT, {"transfer": {"batch_norm": "batch"}}),
     "SOCKET's optimiser": Variant(DEFAULT, {"transfer": {"optimizer": "sgd", "lr": 1e-3, "warmup": 0}}),
@@ -75,9 +75,9 @@ ABLATE: dict[str, Variant] = {
 BRIDGING: dict[str, Variant] = {
     "tgmb": COMPARE["tgmb"],
     "tgmb from the image as it is": Variant("tgmb", {"bridging": {"polarity": "keep"}}),
-    "tgmb, pairs relevant or not": Variant("tgmb", {"bridging": {"pairs_by_relevance": False}}),
+    "tgmb, relevant or not": Variant("tgmb", {"bridging": {"by_relevance": False}}),
     "tgmb, L_BN alone": Variant("tgmb", {"weights": dict.fromkeys(("rec", "rec_f", "d", "im"), 0.0)}),
-    "tgmb, im 0.1": Variant("tgmb", {"weights": {"im": 0.1}}),
+    "tgmb, without im": Variant("tgmb", {"weights": {"im": 0.0}}),
     "tgmb, last weights": Variant("tgmb", {"bridging": {"ema": 0.0}}),
     "tgmb, paper": Variant("tgmb", {"preset": "paper"}),
 }

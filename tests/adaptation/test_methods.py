@@ -19,7 +19,7 @@ def only(**weights: float) -> dict:
     return {
         "settings": {
             "weights": OFF | weights,
-            "bridging": {"pairs_by_relevance": False},
+            "bridging": {"by_relevance": False},
             "transfer": {"kl_by_score": False},
         }
     }

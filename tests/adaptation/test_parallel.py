@@ -66,7 +66,7 @@ def test_what_is_gathered_has_the_gradients_of_the_whole(tmp_path):
 
 def test_two_processes_have_the_losses_and_weights_of_one(adapt, data, tmp_path):
     """60 target images, which two processes divide evenly, and 32 pairs less 5 held out."""
-    settings = {"bridging": {"steps": 8, "pairs_by_relevance": False}, "transfer": {"epochs": 2, "kl_by_score": False}}
+    settings = {"bridging": {"steps": 8, "by_relevance": False}, "transfer": {"epochs": 2, "kl_by_score": False}}
     one = adapt("one", settings=settings)
     spec(data, settings=settings)
     ran = two("-m", "worker.adaptation", str(data / "spec.json"), "--out", str(tmp_path / "two"))

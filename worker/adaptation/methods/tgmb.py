@@ -67,9 +67,9 @@ def train(job: Job) -> Translator:
     target_batches = relevance.targets(job)
     if stage.step == 0:
         polarity.choose(job, T, training)
-        relevant = relevance.of_pairs(job, T, training, target_batches, running) if s.pairs_by_relevance else 1.0
+        relevant = relevance.of_pairs(job, T, training, target_batches, running) if s.by_relevance else 1.0
         memory["relevance"] = parallel.agreed(relevant, device)
-    w = w.model_copy(update={name: memory["relevance"] * getattr(w, name) for name in ("rec", "rec_f", "d")})
+    w = w.model_copy(update={name: memory["relevance"] * getattr(w, name) for name in ("rec", "rec_f", "d", "im")})
     score = stopping.Score(job, held, target_batches, running, memory["relevance"])
 
     def make(step: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
