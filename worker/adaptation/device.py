@@ -48,17 +48,23 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
     return x.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether it is worth measuring: an x86 CPU without AVX-512 emulates bf16, so slowly that the measuring takes minutes."""
+    return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability() != "AVX2"
+
+
 def measure_precision(
     source: Classifier, device: torch.device, size: int, batch_size: int, steps: int = 3
 ) -> tuple[Precision, float]:
-    """The faster precision for the source model, forward and backward, and by what factor bf16 is faster than fp32.
+    """The faster precision for the source model, forward and backward, and by what factor bf16 is faster than fp32; 0 where there is
+    no bf16 to measure.
 
     The best of a few steps counts: another process on the machine can only make a step slower. Gradients with regard to
     the image are asked for, so that the frozen source model runs backward as it does behind T.
     """
-    x = to_device(torch.full((min(batch_size, 16), 3, size, size), 0.5), device).requires_grad_()
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if not has_bf16(device):
         return "fp32", 0.0
+    x = to_device(torch.full((min(batch_size, 16), 3, size, size), 0.5), device).requires_grad_()
     seconds = {}
     for precision in ("fp32", "bf16"):
         times = []
