@@ -97,6 +97,8 @@ class TransferSettings(Strict):
     feat_distance: Literal["relative", "mean_square"] = "relative"
     """L_feat of tgmb_tgkt. relative: squared, over the squared length of the source features, so that beta_f means the
     same for every network; mean_square: the paper's."""
+    mixing: Literal["uniform", "learned"] = "uniform"
+    """Of the logits of several source models: all alike, or weights that are learned along with f_t, from alike."""
     kl_by_score: bool = True
     """The weight of L_KL is multiplied by 1 less the score of T, which is 1 where T is no better than replicating and 0 where
     it is perfect: the teacher counts as far as T bridges."""

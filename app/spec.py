@@ -66,6 +66,18 @@ class SourceModelDescription(Strict):
         return self
 
 
+def misfit(first: SourceModelDescription, further: SourceModelDescription) -> str | None:
+    """Why two source models cannot be adapted together, or None. The order of the classes may differ."""
+    if set(first.classes) != set(further.classes):
+        odd = sorted(set(first.classes) ^ set(further.classes))
+        return f"source models of one job must have the same classes; only one of the two has: {', '.join(odd[:5])}"
+    for field in ("size", "resize", "crop_ratio"):
+        one, other = getattr(first.input, field), getattr(further.input, field)
+        if one != other:
+            return f"source models of one job must have the same input.{field}; this one has {other}, the first {one}"
+    return None
+
+
 class SourceModelId(Strict):
     """A source model that the service already holds."""
 
@@ -201,6 +213,9 @@ def _which(value: object) -> str:
     return "SourceModelId" if by_id else "SourceModelDescription"
 
 
+MOST_FURTHER = 7
+
+
 class JobRequest(Adaptation):
     """The body of POST /jobs."""
 
@@ -209,9 +224,28 @@ class JobRequest(Adaptation):
         Discriminator(_which),
     ]
     """The id of a stored source model, or the description of the file that is sent along."""
+    further_source_models: tuple[SourceModelId, ...] = Field((), max_length=MOST_FURTHER)
+    """Stored source models for the same classes, and the same input but for mean and std, that are adapted together with the first: what is
+    published is all of them, and answers with a weighted sum of their logits (`settings.transfer.mixing`)."""
+
+    @model_validator(mode="after")
+    def _models_differ(self) -> JobRequest:
+        ids = [model.id for model in (self.source_model, *self.further_source_models) if isinstance(model, SourceModelId)]
+        for place, model in enumerate(self.further_source_models):
+            if ids.count(model.id) > 1:
+                _fault(f"/further_source_models/{place}/id", f"{model.id} is named more than once")
+        return self
 
 
 class AdaptationSpec(Adaptation):
     """What the engine runs: `python -m worker.adaptation SPEC.json --out DIR`."""
 
     source_model: SourceModelFile
+    further_source_models: tuple[SourceModelFile, ...] = Field((), max_length=MOST_FURTHER)
+
+    @model_validator(mode="after")
+    def _models_fit(self) -> AdaptationSpec:
+        for place, model in enumerate(self.further_source_models):
+            if (why := misfit(self.source_model, model)) is not None:
+                _fault(f"/further_source_models/{place}", why)
+        return self

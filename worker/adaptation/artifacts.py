@@ -11,10 +11,9 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from worker.adaptation import checkpoint, model_card
+from worker.adaptation import checkpoint, ensemble, model_card
 from worker.adaptation.events import OutputFile, Result
 from worker.adaptation.job import Adapted, Job
-from worker.adaptation.source_model import weights
 
 FOLDER = "artifacts"
 MEDIA_TYPES = {".safetensors": "application/octet-stream", ".json": "application/json", ".html": "text/html; charset=utf-8"}
@@ -31,7 +30,7 @@ def publish(job: Job, adapted: Adapted, report: dict[str, Any], html: str) -> Re
     aside = job.folder / f"{FOLDER}.partial"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
-    tensors = {"model": weights(adapted.classifier)}
+    tensors = {"model": ensemble.tensors(adapted.classifier)}
     if adapted.translator is not None:
         tensors["translator"] = {name: x.cpu().contiguous() for name, x in adapted.translator.state_dict().items()}
     files = {}

@@ -12,6 +12,7 @@ from torch import Tensor
 from app.spec import AdaptationSpec
 from worker.adaptation import evaluation
 from worker.adaptation.device import to_device
+from worker.adaptation.ensemble import Ensemble
 from worker.adaptation.evaluation import Model, centre_pairs, chunks
 from worker.adaptation.image_sets import Images, LabelledImages
 from worker.adaptation.job import Adapted, Job
@@ -51,7 +52,7 @@ def assess(job: Job, adapted: Adapted, labelled: LabelledImages | None) -> dict[
 
 
 def _models(job: Job, adapted: Adapted) -> dict[str, Model]:
-    def behind(classifier: Classifier, translate: Callable[[Tensor], Tensor]) -> Model:
+    def behind(classifier: Classifier | Ensemble, translate: Callable[[Tensor], Tensor]) -> Model:
         return lambda x: classifier(translate(x))
 
     models = {"source_only": behind(job.source, replicate)}

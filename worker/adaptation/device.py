@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from app.errors import Problem
+from worker.adaptation.ensemble import Ensemble
 from worker.adaptation.source_model import Classifier
 
 Precision = Literal["fp32", "bf16"]
@@ -54,7 +55,7 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def measure_precision(
-    source: Classifier, device: torch.device, size: int, batch_size: int, steps: int = 3
+    source: Classifier | Ensemble, device: torch.device, size: int, batch_size: int, steps: int = 3
 ) -> tuple[Precision, float]:
     """The faster precision for the source model, forward and backward, and by what factor bf16 is faster than fp32; 0 where there is
     no bf16 to measure.

@@ -12,6 +12,7 @@ import torch
 from app.spec import AdaptationSpec
 from worker.adaptation import checkpoint, parallel
 from worker.adaptation.device import Precision
+from worker.adaptation.ensemble import Ensemble
 from worker.adaptation.events import Checkpointed, Metric, Phase, Progress
 from worker.adaptation.image_sets import Images, Pairs
 from worker.adaptation.journal import Journal
@@ -23,7 +24,7 @@ from worker.adaptation.translator import Translator
 class Adapted:
     """What a method made: the model, fed with T's output where there is a translator that it needs (`translated`)."""
 
-    classifier: Classifier
+    classifier: Classifier | Ensemble
     translator: Translator | None = None
     translated: bool = False
 
@@ -38,7 +39,7 @@ class Job:
     journal: Journal
     device: torch.device
     precision: Precision
-    source: Classifier
+    source: Classifier | Ensemble
     target: Images
     pairs: Pairs | None
     identity: dict[str, str]

@@ -5,31 +5,59 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from worker.adaptation import shot_checkpoint
+from worker.adaptation.ensemble import Ensemble
 from worker.adaptation.image_sets import Images
 from worker.adaptation.job import Adapted, Job
 from worker.adaptation.scaling import no_reading_value
 from worker.adaptation.source_model import Classifier
 
+IN_0_TO_1 = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
+
 
 def describe(job: Job, adapted: Adapted, files: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """files: name, sha256 and bytes of `model` and, where there is one, `translator`."""
     source, input = job.spec.source_model, job.spec.source_model.input
+    members = list(adapted.classifier.members)
     return {
         "format": "modalbridge-model/1",
-        "architecture": source.architecture,
+        "architecture": " + ".join(member.architecture for member in members),
         "classes": list(source.classes),
-        "head": job.source.head,
+        "head": members[0].head if len(members) == 1 else None,
+        "members": _members(adapted.classifier),
         "weights": files["model"] | {"dtype": "float32", "changed": adapted.classifier is not job.source},
         "translator": _translator(job, adapted, files),
-        "input": input.model_dump(mode="json") | {"channels": 3},
+        "input": input.model_dump(mode="json") | {"channels": 3} | (IN_0_TO_1 if len(members) > 1 else {}),
         "sensor": sensor(job, job.target, adapted.translated),
-        "load": loading(job.source, input.size),
+        "load": loading(adapted.classifier, input.size),
         "method": job.spec.method,
         "seed": job.spec.seed,
         "settings": job.spec.settings.model_dump(mode="json"),
     }
+
+
+def _members(model: Classifier | Ensemble) -> list[dict[str, Any]] | None:
+    """Of several source models: what each is, and how much it counts."""
+    if isinstance(model, Classifier):
+        return None
+    return [
+        {
+            "prefix": f"{m}.",
+            "weight": weight,
+            "architecture": member.architecture,
+            "head": member.head,
+            "mean": _triple(member.mean),
+            "std": _triple(member.std),
+        }
+        for m, (member, weight) in enumerate(zip(model.members, model.weights(), strict=True))
+    ]
+
+
+def _triple(values: Tensor) -> list[float]:
+    """Of a mean or std, in decimals as they were given."""
+    return [float(f"{value:.7g}") for value in values.flatten().tolist()]
 
 
 def sensor(job: Job, target: Images, translated: bool) -> dict[str, Any]:
@@ -46,10 +74,11 @@ def sensor(job: Job, target: Images, translated: bool) -> dict[str, Any]:
         f"Resize, antialiased, {'both sides' if input.resize == 'stretch' else 'the shorter side'} to {side} pixels, "
         f"then cut out the centre {input.size} x {input.size}.",
         "Repeat the one channel three times." if target.array.shape[1] == 1 else "Keep the three channels.",
-        "Subtract `mean` and divide by `std`, channel by channel.",
     ]
     if translated:
-        steps[-2] = "Pass it through the translator, which gives RGB in [0, 1]."
+        steps[-1] = "Pass it through the translator, which gives RGB in [0, 1]."
+    if len(job.source.members) == 1:
+        steps.append("Subtract `mean` and divide by `std`, channel by channel.")
     return {
         "modality": reference.modality,
         "channels": target.array.shape[1],
@@ -89,29 +118,41 @@ def _translator(job: Job, adapted: Adapted, files: dict[str, dict[str, Any]]) ->
     }
 
 
-def loading(classifier: Classifier, size: int) -> list[str]:
-    """A few lines of Python that load model.safetensors with the library and safetensors alone."""
+def loading(model: Classifier | Ensemble, size: int) -> list[str]:
+    """A few lines of Python that load model.safetensors as `model` with torch, the library and safetensors alone. Of several
+    source models it takes RGB in [0, 1] and does their normalising itself."""
+    if isinstance(model, Classifier):
+        imports, *build = _building(model, size)
+        load = 'model.load_state_dict(load_file("model.safetensors"))'
+        return [f"{imports}; from safetensors.torch import load_file", *build, load, "model.eval()"]
+    lines = ["import torch; from safetensors.torch import load_file", 'tensors, members = load_file("model.safetensors"), []']
+    for member, told in zip(model.members, _members(model), strict=True):
+        prefix = told["prefix"]
+        lines += [
+            *_building(member, size),
+            f"model.load_state_dict({{name[{len(prefix)}:]: x for name, x in tensors.items() if name.startswith({prefix!r})}})",
+            f"members.append(({told['weight']!r}, torch.tensor({told['mean']}), torch.tensor({told['std']}), model.eval()))",
+        ]
+    return [
+        *lines,
+        "def model(x):  # RGB [N, 3, H, W] in [0, 1] -> logits",
+        "    return sum(w * one((x - mean.view(3, 1, 1)) / std.view(3, 1, 1)) for w, mean, std, one in members)",
+    ]
+
+
+def _building(classifier: Classifier, size: int) -> list[str]:
+    """Lines that build one network as `model`, the first of them imports."""
     library, name = classifier.architecture.split("/", 1)
     classes = classifier.h.out_features
     if library == "shot":
-        build = shot_checkpoint.in_plain_torch(name, classes, classifier.f.netB)
-    elif library == "timm":
+        return shot_checkpoint.in_plain_torch(name, classes, classifier.f.netB)
+    if library == "timm":
         more = f", img_size={size}" if _takes_img_size(name, size) else ""
-        build = ["import timm", f"model = timm.create_model({name!r}, pretrained=False, num_classes={classes}{more})"]
-    else:
-        more = f", image_size={size}" if name.startswith("vit_") else ""
-        more += f", input_size=({size}, {size})" if name == "maxvit_t" else ""
-        more += ", aux_logits=False, init_weights=True" if name in ("googlenet", "inception_v3") else ""
-        build = [
-            "import torchvision",
-            f"model = torchvision.models.get_model({name!r}, weights=None, num_classes={classes}{more})",
-        ]
-    return [
-        f"{build[0]}; from safetensors.torch import load_file",
-        *build[1:],
-        'model.load_state_dict(load_file("model.safetensors"))',
-        "model.eval()",
-    ]
+        return ["import timm", f"model = timm.create_model({name!r}, pretrained=False, num_classes={classes}{more})"]
+    more = f", image_size={size}" if name.startswith("vit_") else ""
+    more += f", input_size=({size}, {size})" if name == "maxvit_t" else ""
+    more += ", aux_logits=False, init_weights=True" if name in ("googlenet", "inception_v3") else ""
+    return ["import torchvision", f"model = torchvision.models.get_model({name!r}, weights=None, num_classes={classes}{more})"]
 
 
 def _takes_img_size(name: str, size: int) -> bool:

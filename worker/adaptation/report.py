@@ -53,6 +53,7 @@ def build(job: Job, found: dict[str, Any], versions: dict[str, str]) -> dict[str
         "method": job.spec.method,
         "seed": job.spec.seed,
         "source_model": job.spec.source_model.model_dump(mode="json", exclude={"uri"}),
+        "further_source_models": [one.model_dump(mode="json", exclude={"uri"}) for one in job.spec.further_source_models],
         "settings": job.spec.settings.model_dump(mode="json"),
         "data": [event.model_dump(mode="json", exclude={"type"}) for event in job.journal.data_read.values()],
         "stages": stages,

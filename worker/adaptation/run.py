@@ -20,6 +20,7 @@ from app.errors import Problem
 from app.spec import WITHOUT_PAIRS, AdaptationSpec
 from worker.adaptation import artifacts, assessment, checkpoint, data, device, parallel, report, source_model
 from worker.adaptation.device import Precision
+from worker.adaptation.ensemble import Ensemble
 from worker.adaptation.events import Logged, Result, Started, Warned
 from worker.adaptation.image_sets import Images, Pairs
 from worker.adaptation.job import Job
@@ -47,10 +48,8 @@ def run(
     where = device.choose(spec.device)
     parallel.start(where)
     placed = _anchored(spec, anchor) if roots is None else spec
-    weights_path = layouts.local_path(placed.source_model.uri, None, "/source_model/uri")
-    if not weights_path.is_file():
-        raise Problem("reference_missing", f"{spec.source_model.uri!r} is not a file", pointer="/source_model/uri")
-    identity = {"spec": _digest(spec), "source_model": artifacts.sha256(weights_path)}
+    weights = _weights(placed)
+    identity = {"spec": _digest(spec), "source_model": " ".join(artifacts.sha256(path) for path in weights)}
     if (finished := artifacts.published(folder)) is not None:
         _same_job(identity, finished[0], folder)
         journal(Logged(message="finished before: the artifacts are there"))
@@ -70,7 +69,7 @@ def run(
 
     journal.begin("preparing")
     layouts.check(placed.data, placed.source_model.classes, roots)
-    source = source_model.load(placed.source_model, weights_path)
+    source = _source(placed, weights)
     source = source.to(where, memory_format=torch.channels_last).requires_grad_(False)
     cache, input, classes = folder / "cache", spec.source_model.input, spec.source_model.classes
     cache.mkdir(exist_ok=True)
@@ -114,6 +113,32 @@ def run(
     return artifacts.publish(job, adapted, document, report.render(document, job.series))
 
 
+def _weights(spec: AdaptationSpec) -> list[Path]:
+    """The files of the source models. Raises Problem."""
+    found = []
+    for place, model in enumerate((spec.source_model, *spec.further_source_models)):
+        pointer = f"/further_source_models/{place - 1}/uri" if place else "/source_model/uri"
+        path = layouts.local_path(model.uri, None, pointer)
+        if not path.is_file():
+            raise Problem("reference_missing", f"{model.uri!r} is not a file", pointer=pointer)
+        found.append(path)
+    return found
+
+
+def _source(spec: AdaptationSpec, files: list[Path]) -> Classifier | Ensemble:
+    """One source model, or several as one, each with its classes in the order of the first. Raises Problem."""
+    classes = spec.source_model.classes
+    members = []
+    for place, (model, path) in enumerate(zip((spec.source_model, *spec.further_source_models), files, strict=True)):
+        try:
+            members.append(source_model.reordered(source_model.load(model, path), [model.classes.index(c) for c in classes]))
+        except Problem as problem:
+            if place and problem.pointer is not None:
+                problem.pointer = problem.pointer.replace("/source_model", f"/further_source_models/{place - 1}", 1)
+            raise
+    return members[0] if len(members) == 1 else Ensemble(members)
+
+
 def versions() -> dict[str, str]:
     return {
         "python": platform.python_version(),
@@ -124,7 +149,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def _precision(spec: AdaptationSpec, source: Classifier, where: torch.device, journal: Journal) -> Precision:
+def _precision(spec: AdaptationSpec, source: Classifier | Ensemble, where: torch.device, journal: Journal) -> Precision:
     if spec.settings.precision != "auto":
         return spec.settings.precision
     if spec.method == "source_only":
@@ -132,7 +157,8 @@ def _precision(spec: AdaptationSpec, source: Classifier, where: torch.device, jo
     size, batch_size = spec.source_model.input.size, spec.settings.transfer.batch_size
     precision, ratio = device.measure_precision(source, where, size, batch_size)
     precision = "bf16" if parallel.agreed(precision == "bf16", where) else "fp32"
-    journal(Logged(message=f"precision {precision}: bf16 is {ratio:.2f} times as fast as fp32 on {device.name(where)}"))
+    found = f"bf16 is {ratio:.2f} times as fast as fp32" if ratio else "there is no bf16"
+    journal(Logged(message=f"precision {precision}: {found} on {device.name(where)}"))
     return precision
 
 
@@ -165,12 +191,22 @@ def _anchored(spec: AdaptationSpec, anchor: Path) -> AdaptationSpec:
         return reference.model_copy(update={"uri": str(anchor / reference.uri)})
 
     sets = {name: place(getattr(spec.data, name)) for name in ("target", "pairs", "evaluation")}
-    return spec.model_copy(update={"source_model": place(spec.source_model), "data": spec.data.model_copy(update=sets)})
+    further = tuple(place(model) for model in spec.further_source_models)
+    return spec.model_copy(
+        update={
+            "source_model": place(spec.source_model),
+            "further_source_models": further,
+            "data": spec.data.model_copy(update=sets),
+        }
+    )
 
 
 def _digest(spec: AdaptationSpec) -> str:
     """Of all that the outcome depends on: not the name, the labels, or where the source model's file lies."""
-    document = spec.model_dump(mode="json", exclude={"name": True, "labels": True, "source_model": {"uri"}})
+    document = spec.model_dump(
+        mode="json",
+        exclude={"name": True, "labels": True, "source_model": {"uri"}, "further_source_models": {"__all__": {"uri"}}},
+    )
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 

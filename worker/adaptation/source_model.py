@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -39,6 +40,16 @@ class Classifier(nn.Module):
         """x: RGB in [0, 1], [N, 3, H, W]. Returns features [N, D] and logits [N, K]."""
         features = self.f((x - self.mean) / self.std)
         return features, self.h(features)
+
+    @property
+    def members(self) -> tuple[Classifier, ...]:
+        """Itself: an Ensemble has several."""
+        return (self,)
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.h.in_features
 
     def bottleneck(self) -> list[nn.Parameter]:
         """The parameters of f that SHOT and SOCKET train at ten times the rate of the rest: those of netB. Of `torchvision/...`
@@ -73,8 +84,16 @@ def load(source_model: SourceModelFile, path: Path) -> Classifier:
     return _split(network, head, architecture, source_model.input).eval()
 
 
+def reordered(classifier: Classifier, order: Sequence[int]) -> Classifier:
+    """The classifier with its outputs in another order: output k is what was output order[k]. Its own h is changed."""
+    with torch.no_grad():
+        for parameter in classifier.h.parameters():
+            parameter.copy_(parameter[list(order)])
+    return classifier
+
+
 def weights(classifier: Classifier) -> dict[str, Tensor]:
-    """The tensors under the architecture's own names, as contiguous CPU copies that share no memory: what
+    """The tensors of one source model under the architecture's own names, as contiguous CPU copies that share no memory: what
     load_state_dict(strict=True) of the library's plain model takes. Running statistics of batch norms are among them."""
     tensors = classifier.f.state_dict()
     tensors.update({f"{classifier.head}.{name}": value for name, value in classifier.h.state_dict().items()})

@@ -7,6 +7,7 @@ from __future__ import annotations
 from app.method_settings import LossWeights
 from app.spec import AdaptationSpec
 from worker.adaptation import losses
+from worker.adaptation.ensemble import Ensemble
 from worker.adaptation.events import Phase
 from worker.adaptation.job import Adapted, Job
 from worker.adaptation.methods import transfer
@@ -26,5 +27,5 @@ def adapt(job: Job) -> Adapted:
     return Adapted(train(job))
 
 
-def train(job: Job, feed: transfer.Feed = replicate) -> Classifier:
+def train(job: Job, feed: transfer.Feed = replicate) -> Classifier | Ensemble:
     return transfer.train(job, terms(job.spec), feed=feed, l_feat=losses.L_feat_norm, l_bn=losses.L_d, rounds=1)

@@ -54,7 +54,7 @@ def train(job: Job) -> Translator:
     spec, s, w, device = job.spec, job.spec.settings.bridging, job.spec.settings.weights, job.device
     seed_torch(spec.seed, "bridging/weights", 0)
     T = build(s.translator, job.target.array.shape[1]).to(device)
-    D = losses.discriminator(job.source.h.in_features).to(device)
+    D = losses.discriminator(job.source.width).to(device)
     if (done := job.finished.get("bridging")) is not None:
         T.load_state_dict(done["T"])
         return T.eval().requires_grad_(False)

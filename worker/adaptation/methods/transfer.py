@@ -19,6 +19,7 @@ from app.method_settings import LossWeights, TransferSettings
 from app.spec import AdaptationSpec
 from worker.adaptation import batch_norm, losses, parallel, pseudo_labels
 from worker.adaptation.device import autocast, to_device
+from worker.adaptation.ensemble import Ensemble
 from worker.adaptation.evaluation import evidence, predict
 from worker.adaptation.events import Phase, Warned
 from worker.adaptation.job import Job
@@ -53,7 +54,7 @@ def train(
     l_feat: Callable[[Tensor, Tensor], Tensor] | None = None,
     l_bn: Callable[[losses.Statistics, losses.Statistics], Tensor] | None = None,
     rounds: int = 2,
-) -> Classifier:
+) -> Classifier | Ensemble:
     """The target model h_t(f_t(feed(x))), in eval mode. teacher: logits [N, K] of target images, for L_KL. l_feat, l_bn: the
     forms of L_feat and L_BN, where they have a weight. rounds: of the pseudo-labels' centroids. Raises Problem training_diverged."""
     spec, s, device = job.spec, job.spec.settings.transfer, job.device
@@ -61,8 +62,8 @@ def train(
     if (done := job.finished.get("transferring")) is not None:
         student.load_state_dict(done["student"])
         return student.eval().requires_grad_(False)
-    student.f.requires_grad_(True)
     optimiser = optimiser_of(student, s)
+    learned = [parameter.requires_grad_(True) for group in optimiser.param_groups for parameter in group["params"]]
     an_epoch = steps_an_epoch(len(job.target), s.batch_size)
     memory: dict[str, Any] = {"labels": None, "epoch": -1}
     stage = Stage(job, "transferring", s.epochs * an_epoch, {"student": student, "optimiser": optimiser}, memory)
@@ -104,7 +105,7 @@ def train(
         optimiser.zero_grad()
         if terms:
             total.backward()
-            parallel.average_gradients(student.f.parameters())
+            parallel.average_gradients(learned)
             optimiser.step()
         stage.advance(terms, images=sum(len(x) for x in (x_tr_t, x_ti_t) if x is not None))
     student.eval().requires_grad_(False)
@@ -112,19 +113,22 @@ def train(
     return student
 
 
-def optimiser_of(student: Classifier, s: TransferSettings) -> Optimizer:
-    """Of f_t; a bottleneck, which SHOT and SOCKET train from scratch, learns ten times as fast under SGD, as theirs does."""
+def optimiser_of(student: Classifier | Ensemble, s: TransferSettings) -> Optimizer:
+    """Of f_t, and of the mixing weights of several source models where they are learned. These learn ten times as fast, and so does
+    under SGD a bottleneck, which SHOT and SOCKET train from scratch, as theirs does."""
+    fast = [parameter for member in student.members for parameter in member.bottleneck()] if s.optimizer == "sgd" else []
+    theirs = {id(parameter) for parameter in fast}
+    rest = [p for member in student.members for p in member.f.parameters() if id(p) not in theirs]
+    if s.mixing == "learned" and isinstance(student, Ensemble):
+        fast.append(student.mixing)
+    groups = [{"params": rest, "factor": 1.0}, {"params": fast, "factor": 10.0}][: 2 if fast else 1]
     if s.optimizer == "adamw":
-        return AdamW(student.f.parameters(), s.lr, weight_decay=s.weight_decay)
-    bottleneck = student.bottleneck()
-    theirs = {id(parameter) for parameter in bottleneck}
-    backbone = [parameter for parameter in student.f.parameters() if id(parameter) not in theirs]
-    groups = [{"params": backbone, "factor": 1.0}, {"params": bottleneck, "factor": 10.0}]
-    return SGD(groups[: 2 if bottleneck else 1], s.lr, s.momentum, weight_decay=s.weight_decay, nesterov=s.momentum > 0)
+        return AdamW(groups, s.lr, weight_decay=s.weight_decay)
+    return SGD(groups, s.lr, s.momentum, weight_decay=s.weight_decay, nesterov=s.momentum > 0)
 
 
 def forward(
-    student: Classifier, feed: Feed, tr: Tensor | None, ti: Tensor | None, observe: bool, together: bool
+    student: Classifier | Ensemble, feed: Feed, tr: Tensor | None, ti: Tensor | None, observe: bool, together: bool
 ) -> tuple[Tensor | None, Tensor | None, list[tuple[Tensor, Tensor]]]:
     """Features of the TI images, logits of the TR images, and the statistics of the TR images in the batch norms. together:
     in one pass, where the images of a batch do not see each other."""
@@ -160,7 +164,7 @@ def batches(job: Job, w: LossWeights) -> Callable[[int], tuple[Tensor | None, Te
     return make
 
 
-def refresh(stage: Stage, w: LossWeights, model, student: Classifier, epoch: int, rounds: int) -> None:
+def refresh(stage: Stage, w: LossWeights, model, student: Classifier | Ensemble, epoch: int, rounds: int) -> None:
     """The start of an epoch: pseudo-labels from the target model's own predictions at centre crops (SHOT)."""
     job, memory = stage.job, stage.memory
     memory["epoch"] = epoch
