@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import sqlalchemy as sa
 import structlog
@@ -27,7 +27,7 @@ from app.errors import Problem
 from app.jobs import lifecycle
 from app.jobs.lifecycle import Claim
 from app.jobs.states import TERMINAL, Status
-from app.jobs.table import Job
+from app.jobs.table import FurtherSourceModel, Job
 from app.source_models.table import SourceModel
 from app.spec import AdaptationSpec
 from worker import publication, workspace
@@ -253,13 +253,13 @@ class Attempt:
     # What it is given -----------------------------------------------------------------------------------------------
 
     def _spec(self, session: Session, _now: datetime) -> AdaptationSpec:
-        request, description, key = session.execute(
-            sa.select(Job.request, SourceModel.description, SourceModel.blob_key)
-            .join(SourceModel, SourceModel.id == Job.source_model_id)
-            .where(Job.id == self.claim.job_id)
-        ).one()
-        model: dict[str, Any] = {**description, "uri": str(self.worker.blobs.path(key))}
-        return AdaptationSpec.model_validate({**request, "source_model": model})
+        job_id = self.claim.job_id
+        request, first = session.execute(sa.select(Job.request, Job.source_model_id).where(Job.id == job_id)).one()
+        ordered = sa.select(FurtherSourceModel.source_model_id).where(FurtherSourceModel.job_id == job_id)
+        ids = [first, *session.scalars(ordered.order_by(FurtherSourceModel.place))]
+        rows = {model.id: model for model in session.scalars(sa.select(SourceModel).where(SourceModel.id.in_(ids)))}
+        models = [{**rows[id].description, "uri": str(self.worker.blobs.path(rows[id].blob_key))} for id in ids]
+        return AdaptationSpec.model_validate({**request, "source_model": models[0], "further_source_models": models[1:]})
 
     def _command(self, space: Workspace) -> list[str]:
         given = self.settings

@@ -15,11 +15,11 @@ from app.errors import Problem
 from app.ids import new_id
 from app.jobs import events, lifecycle, queries
 from app.jobs.states import TERMINAL, Status
-from app.jobs.table import Job, JobLabel
+from app.jobs.table import FurtherSourceModel, Job, JobLabel
 from app.settings import Settings
 from app.source_models import queries as source_model_queries
 from app.source_models import service as source_models
-from app.spec import JobRequest, SourceModelDescription, SourceModelId
+from app.spec import JobRequest, SourceModelDescription, SourceModelId, misfit
 
 
 def submit(
@@ -49,9 +49,11 @@ def submit(
         if model is None:
             raise Problem("not_found", f"no source model {request.source_model.id!r}", pointer="/source_model/id")
         description = SourceModelDescription.model_validate(model.description)
-        layouts.check(request.data, description.classes, settings.data_roots)
     else:
-        layouts.check(request.data, request.source_model.classes, settings.data_roots)
+        description = request.source_model
+    _check_further(db, tenant_id, description, request.further_source_models)
+    layouts.check(request.data, description.classes, settings.data_roots)
+    if not by_id:
         model, _ = source_models.store(db, blobs, tenant_id, request.source_model, staged)
     accepted = request.model_copy(update={"source_model": SourceModelId(id=model.id)}).model_dump(mode="json")
     try:
@@ -60,7 +62,19 @@ def submit(
         # Either the same key won a race, or the source model was deleted a moment ago.
         if key is not None and (known := _submitted_before(db, tenant_id, key, digest)):
             return known, False
-        raise Problem("not_found", f"source model {model.id!r} was deleted meanwhile", pointer="/source_model/id") from None
+        raise Problem("not_found", "a source model was deleted meanwhile", pointer="/source_model/id") from None
+
+
+def _check_further(db: Database, tenant_id: str, first: SourceModelDescription, further: tuple[SourceModelId, ...]) -> None:
+    """Raises Problem not_found, invalid_request."""
+    for place, wanted in enumerate(further):
+        pointer = f"/further_source_models/{place}"
+        with db.read() as session:
+            model = source_model_queries.by_id(session, tenant_id, wanted.id)
+        if model is None:
+            raise Problem("not_found", f"no source model {wanted.id!r}", pointer=f"{pointer}/id")
+        if (why := misfit(first, SourceModelDescription.model_validate(model.description))) is not None:
+            raise Problem("invalid_request", f"{wanted.id}: {why}", pointer=pointer)
 
 
 def _insert(db: Database, tenant_id: str, accepted: dict[str, Any], digest: str, key: str | None) -> Job:
@@ -82,6 +96,10 @@ def _insert(db: Database, tenant_id: str, accepted: dict[str, Any], digest: str,
         )
         session.add(job)
         session.flush()
+        session.add_all(
+            FurtherSourceModel(job_id=job.id, place=place, source_model_id=further["id"])
+            for place, further in enumerate(accepted["further_source_models"])
+        )
         session.add_all(JobLabel(job_id=job.id, tenant_id=tenant_id, key=k, value=v) for k, v in accepted["labels"].items())
         events.append(session, job, "state", "queued", {"status": Status.QUEUED}, now=now)
     return job

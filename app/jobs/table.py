@@ -58,6 +58,17 @@ class Job(Base):
     updated_at: Mapped[datetime] = mapped_column(Timestamp)
 
 
+class FurtherSourceModel(Base):
+    """Beside the job's own source model; in the order of the request."""
+
+    __tablename__ = "job_further_source_models"
+    __table_args__ = (sa.Index("ix_job_further_source_models_model", "source_model_id"),)
+
+    job_id: Mapped[str] = mapped_column(sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    place: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    source_model_id: Mapped[str] = mapped_column(sa.ForeignKey("source_models.id"))
+
+
 class JobLabel(Base):
     __tablename__ = "job_labels"
     __table_args__ = (sa.Index("ix_job_labels_find", "tenant_id", "key", "value", "job_id"),)

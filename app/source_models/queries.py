@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app.jobs.table import Job
+from app.jobs.table import FurtherSourceModel, Job
 from app.source_models.table import SourceModel
 
 
@@ -29,6 +29,6 @@ def newest(session: Session, tenant_id: str, *, after: str | None, limit: int) -
 
 def jobs_that_name(session: Session, tenant_id: str, model_id: str, *, limit: int) -> Sequence[str]:
     """Their ids, newest first."""
-    return session.scalars(
-        sa.select(Job.id).where(Job.tenant_id == tenant_id, Job.source_model_id == model_id).order_by(Job.id.desc()).limit(limit)
-    ).all()
+    further = sa.select(FurtherSourceModel.job_id).where(FurtherSourceModel.source_model_id == model_id)
+    named = sa.or_(Job.source_model_id == model_id, Job.id.in_(further))
+    return session.scalars(sa.select(Job.id).where(Job.tenant_id == tenant_id, named).order_by(Job.id.desc()).limit(limit)).all()

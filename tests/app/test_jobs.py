@@ -3,6 +3,7 @@ the test claims them."""
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -63,6 +64,47 @@ def test_a_stored_model_is_named_by_its_id(service: Service, request_body: dict[
     assert answer.status_code == 202, answer.text
     assert answer.json()["source_model_id"] == first["source_model_id"]
     assert answer.json()["id"] != first["id"]
+
+
+def stored(service: Service, request_body: dict[str, Any], seed: int, **changes: Any) -> str:
+    """The id of a source model of its own."""
+    parts = {
+        "description": (None, json.dumps(request_body["source_model"] | changes), "application/json"),
+        "source_model": ("model.safetensors", safetensors(seed=seed), "application/octet-stream"),
+    }
+    return service.client.post("/source-models", files=parts).json()["id"]
+
+
+def test_several_source_models_are_named_by_their_ids_and_kept_while_the_job_is(
+    service: Service, request_body: dict[str, Any]
+) -> None:
+    two, three = stored(service, request_body, 2, classes=["mug", "box"]), stored(service, request_body, 3)
+    further = [{"id": three}, {"id": two}]
+    job = submit(service.client, request_body | {"further_source_models": further}, safetensors()).json()
+    assert job["request"]["further_source_models"] == further
+    for model_id in (two, three):
+        answer = service.client.delete(f"/source-models/{model_id}")
+        assert (answer.status_code, answer.json()["code"]) == (409, "source_model_in_use")
+        assert answer.json()["jobs"] == [job["id"]]
+    service.client.post(f"/jobs/{job['id']}/cancel")
+    assert service.client.delete(f"/jobs/{job['id']}").status_code == 204
+    assert service.client.delete(f"/source-models/{two}").status_code == 204
+
+
+def test_source_models_that_cannot_be_adapted_together_are_refused(service: Service, request_body: dict[str, Any]) -> None:
+    bigger = stored(service, request_body, 2, input={"size": 64})
+    others = stored(service, request_body, 3, classes=["box", "cup"])
+    for further, status, code, pointer, words in [
+        ([bigger], 422, "invalid_request", "/further_source_models/0", "input.size"),
+        ([others], 422, "invalid_request", "/further_source_models/0", "cup, mug"),
+        ([bigger, bigger], 422, "invalid_request", "/further_source_models/0/id", "more than once"),
+        (["model_unknown"], 404, "not_found", "/further_source_models/0/id", "model_unknown"),
+    ]:
+        body = request_body | {"further_source_models": [{"id": one} for one in further]}
+        answer = submit(service.client, body, safetensors())
+        assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
+        assert answer.json()["pointer"] == pointer and words in answer.json()["detail"]
+    assert service.client.get("/jobs").json()["data"] == []
 
 
 def test_the_same_idempotency_key_gives_the_same_job(service: Service, request_body: dict[str, Any]) -> None:

@@ -32,3 +32,26 @@ def test_two_processes_that_start_together_migrate_once(database: Database) -> N
         errors = one.communicate(timeout=60)[1]
         assert one.returncode == 0, errors.decode()
     schema.require_current(database)
+
+
+def test_further_source_models_come_and_go_with_jobs_in_place(database: Database) -> None:
+    """The revision before knows of no such table; the jobs of both are the same."""
+    command.downgrade(schema.config(database), "0001")
+    with database.engine.begin() as connection:
+        tenant = connection.scalar(sa.text("select id from tenants"))
+        for statement in (
+            "insert into source_models (id, tenant_id, sha256, fingerprint, size, format, description, blob_key, created_at)"
+            " values ('model_1', :tenant, '', '', 1, 'torch', '{}', 'key', CURRENT_TIMESTAMP)",
+            "insert into jobs (id, tenant_id, source_model_id, method, request, request_digest, status, attempt, lost_attempts,"
+            " version, last_event, created_at, queued_at, updated_at) values ('job_1', :tenant, 'model_1', 'shot', '{}', '',"
+            " 'queued', 0, 0, 1, 0, CURRENT_TIMESTAMP, CURRENT_TIMESTAMP, CURRENT_TIMESTAMP)",
+        ):
+            connection.execute(sa.text(statement), {"tenant": tenant})
+    schema.upgrade(database)
+    with database.engine.begin() as connection:
+        connection.execute(sa.text("insert into job_further_source_models values ('job_1', 0, 'model_1')"))
+    command.downgrade(schema.config(database), "0001")
+    schema.upgrade(database)
+    with database.engine.begin() as connection:
+        assert connection.scalar(sa.text("select id from jobs")) == "job_1"
+        assert connection.scalar(sa.text("select count(*) from job_further_source_models")) == 0

@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+import timm
+import torch
+from safetensors.torch import save
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -22,7 +25,10 @@ from app.blobs import LocalBlobs
 from app.database import EMBEDDED_TENANT, Database
 from app.jobs import queries, service
 from app.jobs.table import Job
+from app.source_models import service as source_models
 from app.source_models.table import SourceModel
+from app.spec import SourceModelDescription
+from tests.adaptation.conftest import CLASSES, SIZE
 from tests.conftest import POSTGRES
 from tests.worker.conftest import embedded_in
 from tests.worker.embedded import ENDLESS, QUICK, Embedded, child_of, gone, processes_that_name, wait_for
@@ -83,6 +89,20 @@ def evaluated(embedded: Embedded) -> dict[str, object]:
         "target": {"uri": f"file://{embedded.data}/target", "scaling": scaling},
         "pairs": {"uri": f"file://{embedded.data}/pairs", "scaling": scaling},
     }
+
+
+def test_a_job_of_several_source_models(embedded_both: Embedded):
+    torch.manual_seed(1)
+    weights = save(timm.create_model("test_efficientnet", num_classes=len(CLASSES)).state_dict())
+    description = SourceModelDescription(architecture="timm/test_efficientnet", classes=CLASSES, input={"size": SIZE})
+    with embedded_both.blobs.stage() as staged:
+        staged.write(weights)
+        second, _ = source_models.store(embedded_both.db, embedded_both.blobs, EMBEDDED_TENANT, description, staged)
+    job_id = embedded_both.submit(wake=False, further_source_models=[{"id": second.id}], **QUICK)
+    assert drain(embedded_both.process()) == 1
+    assert embedded_both.job(job_id).status == "succeeded", embedded_both.story(job_id)
+    card = json.loads(embedded_both.published(job_id)["model.json"])
+    assert [member["architecture"] for member in card["members"]] == ["timm/test_resnet", "timm/test_efficientnet"]
 
 
 def test_what_the_engine_finds_wrong_ends_the_job_with_its_code(embedded: Embedded):
