@@ -54,6 +54,9 @@ CODES: dict[str, Code] = {
     ),
     "job_active": Code(409, "The job is still active", "Cancel it first, and wait until it is in a final state."),
     "job_finished": Code(409, "The job is in a final state", "Nothing is left to cancel; read the job for its outcome."),
+    "not_retryable": Code(
+        409, "The job cannot be tried again", "Only a failed or cancelled job can; submit a new one to change anything about it."
+    ),
     "job_not_succeeded": Code(
         409, "The job has not published a model", "Wait until its status is `succeeded`; if it failed, its `error` says why."
     ),

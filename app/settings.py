@@ -39,6 +39,8 @@ class Settings(BaseSettings):
     """A worker that has not renewed for this long has lost its job. Renewed every third of it."""
     max_lost_attempts: int = Field(3, ge=1)
     """A job whose worker or process vanished this often ends as failed."""
+    lost_backoff_s: float = Field(10, ge=0)
+    """A lost attempt is followed by the next after this long, the next but one after twice as long, and so on."""
     housekeeping_s: float = Field(5, gt=0)
     """Between two passes of a worker's housekeeping, which is also its heartbeat."""
     worker_silent_s: float = Field(30, gt=0)

@@ -19,7 +19,7 @@ import structlog
 from app import broker
 from app.artifacts.table import Artifact
 from app.jobs import lifecycle, queries
-from app.jobs.states import TERMINAL, Status
+from app.jobs.states import TERMINAL
 from app.jobs.table import Job, Worker
 from app.source_models.table import SourceModel
 from worker import workspace
@@ -106,7 +106,9 @@ def leave(worker: WorkerProcess) -> None:
 
 def expire_leases(worker: WorkerProcess) -> None:
     with worker.db.write() as session:
-        changed = lifecycle.expire_leases(session, most=worker.settings.max_lost_attempts, now=worker.db.now(session))
+        given = worker.settings
+        backoff = timedelta(seconds=given.lost_backoff_s)
+        changed = lifecycle.expire_leases(session, most=given.max_lost_attempts, backoff=backoff, now=worker.db.now(session))
     for job in changed:
         log.warning("a lease ran out", job_id=job.id, attempt=job.attempt, status=job.status)
 
@@ -115,9 +117,10 @@ def wake_idle_workers(worker: WorkerProcess) -> None:
     """A wake-up for each queued job that an idle worker could take: whatever happened to those that were sent before.
     A busy worker needs none: it looks by itself when it is done."""
     with worker.db.read() as session:
-        since = worker.db.now(session) - timedelta(seconds=worker.settings.worker_silent_s)
+        now = worker.db.now(session)
+        since = now - timedelta(seconds=worker.settings.worker_silent_s)
         idle = sum(seen.job_id is None for seen in queries.workers_seen_since(session, since))
-        waiting = sa.select(Job.id).where(Job.status == Status.QUEUED).order_by(Job.queued_at, Job.id).limit(idle)
+        waiting = sa.select(Job.id).where(*lifecycle.claimable(now)).order_by(Job.queued_at, Job.id).limit(idle)
         job_ids = session.scalars(waiting).all()
     for job_id in job_ids:
         broker.wake(worker.celery, job_id)

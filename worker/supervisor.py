@@ -223,8 +223,8 @@ class Attempt:
         return self._finish(lambda session, claim, *, now: lifecycle.fail(session, claim, problem.document(), now=now))
 
     def _lose(self, reason: str) -> Job | None:
-        most = self.settings.max_lost_attempts
-        return self._finish(lambda session, claim, *, now: lifecycle.lose(session, claim, reason, most=most, now=now))
+        given = {"most": self.settings.max_lost_attempts, "backoff": timedelta(seconds=self.settings.lost_backoff_s)}
+        return self._finish(lambda session, claim, *, now: lifecycle.lose(session, claim, reason, **given, now=now))
 
     def _finish(self, change: Callable[..., Job | None]) -> Job | None:
         """The last change of this attempt, with whatever was heard and not yet written, in one transaction."""

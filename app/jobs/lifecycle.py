@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from app.artifacts.table import Artifact
 from app.errors import Problem
 from app.jobs import events
-from app.jobs.states import FOLLOWS, LEASED, TERMINAL, Status
+from app.jobs.states import FOLLOWS, LEASED, RETRIED, TERMINAL, Status
 from app.jobs.table import Job, JobMetric
 
 
@@ -39,7 +39,7 @@ def _change(
     if (after := values.get("status")) is not None and any(after not in FOLLOWS[status] for status in expected):
         raise AssertionError(f"no transition leads from {expected} to {after}")
     if after is not None and after not in LEASED:
-        values |= {"worker_id": None, "lease_expires_at": None, "phase": None}
+        values = {"worker_id": None, "lease_expires_at": None, "phase": None, "not_before": None} | values
     if after in TERMINAL:
         values["finished_at"] = now
     return session.scalar(
@@ -55,18 +55,17 @@ def _held(claim: Claim) -> tuple[Any, Any]:
     return Job.attempt == claim.attempt, Job.worker_id == claim.worker_id
 
 
+def claimable(now: datetime) -> tuple[Any, Any]:
+    """Where a job may be claimed."""
+    return Job.status == Status.QUEUED, sa.or_(Job.not_before.is_(None), Job.not_before <= now)
+
+
 # A worker's side -----------------------------------------------------------------------------------------------------
 
 
 def claim_next(session: Session, worker_id: str, *, lease: timedelta, now: datetime) -> Claim | None:
     """The job that has been queued longest becomes this worker's. None: nothing is queued."""
-    oldest = (
-        sa.select(Job.id)
-        .where(Job.status == Status.QUEUED)
-        .order_by(Job.queued_at, Job.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    )
+    oldest = sa.select(Job.id).where(*claimable(now)).order_by(Job.queued_at, Job.id).limit(1).with_for_update(skip_locked=True)
     if (job_id := session.scalar(oldest)) is None:
         return None
     job = _change(
@@ -180,14 +179,18 @@ def hand_back(session: Session, claim: Claim, *, now: datetime) -> Job | None:
     return job
 
 
-def lose(session: Session, claim: Claim, reason: str, *, most: int, now: datetime) -> Job | None:
-    """The attempt vanished without a word. Queued again, or failed once `most` attempts were lost this way."""
-    return _lost(session, claim.job_id, *_held(claim), reason=reason, most=most, now=now) or finish_cancel(
+def lose(session: Session, claim: Claim, reason: str, *, most: int, backoff: timedelta, now: datetime) -> Job | None:
+    """The attempt vanished without a word. Queued again, to be tried after `backoff`, after twice that the next time and so on;
+    or failed once `most` attempts were lost this way."""
+    return _lost(session, claim.job_id, *_held(claim), reason=reason, most=most, backoff=backoff, now=now) or finish_cancel(
         session, claim, now=now
     )
 
 
-def _lost(session: Session, job_id: str, *where: Any, reason: str, most: int, now: datetime) -> Job | None:
+def _lost(session: Session, job_id: str, *where: Any, reason: str, most: int, backoff: timedelta, now: datetime) -> Job | None:
+    # It changes with the attempt alone, which `where` names.
+    lost = session.scalar(sa.select(Job.lost_attempts).where(Job.id == job_id)) or 0
+    delay = backoff * 2**lost
     again = _change(
         session,
         job_id,
@@ -197,9 +200,11 @@ def _lost(session: Session, job_id: str, *where: Any, reason: str, most: int, no
         now=now,
         status=Status.QUEUED,
         lost_attempts=Job.lost_attempts + 1,
+        not_before=now + delay,
     )
     if again is not None:
-        message = f"attempt {again.attempt} was lost: {reason}; queued again to go on from the last checkpoint"
+        after = f" in {delay.total_seconds():g} s" if delay else ""
+        message = f"attempt {again.attempt} was lost: {reason}; queued again to go on from the last checkpoint{after}"
         events.append(session, again, "state", message, {"status": again.status, "lost_attempts": again.lost_attempts}, now=now)
         return again
     problem = Problem("attempts_exhausted", f"{most} attempts were lost; the last one: {reason}").document()
@@ -215,7 +220,7 @@ def _lost(session: Session, job_id: str, *where: Any, reason: str, most: int, no
 # Housekeeping --------------------------------------------------------------------------------------------------------
 
 
-def expire_leases(session: Session, *, most: int, now: datetime) -> list[Job]:
+def expire_leases(session: Session, *, most: int, backoff: timedelta, now: datetime) -> list[Job]:
     """Jobs whose worker fell silent are queued again, failed or cancelled. Safe to run anywhere at once."""
     expired = session.execute(
         sa.select(Job.id, Job.attempt, Job.status, Job.worker_id)
@@ -232,7 +237,7 @@ def expire_leases(session: Session, *, most: int, now: datetime) -> list[Job]:
                     session, job, "state", f"cancelled: worker {worker_id} fell silent", {"status": job.status}, now=now
                 )
         else:
-            job = _lost(session, job_id, *still, reason=f"worker {worker_id} fell silent", most=most, now=now)
+            job = _lost(session, job_id, *still, reason=f"worker {worker_id} fell silent", most=most, backoff=backoff, now=now)
         if job is not None:
             changed.append(job)
     return changed
@@ -251,4 +256,24 @@ def cancel(session: Session, tenant_id: str, job_id: str, *, now: datetime) -> J
     job = _change(session, job_id, Status.RUNNING, mine, now=now, status=Status.CANCELLING)
     if job is not None:
         events.append(session, job, "state", "asked to stop", {"status": job.status}, now=now)
+    return job
+
+
+def retry(session: Session, tenant_id: str, job_id: str, *, now: datetime) -> Job | None:
+    """A failed or cancelled job is queued again, with its history, and with as many attempts to lose as a new one. None: neither."""
+    job = _change(
+        session,
+        job_id,
+        RETRIED,
+        Job.tenant_id == tenant_id,
+        now=now,
+        status=Status.QUEUED,
+        queued_at=now,
+        finished_at=None,
+        error=None,
+        progress=None,
+        lost_attempts=0,
+    )
+    if job is not None:
+        events.append(session, job, "state", "queued again by a client", {"status": job.status}, now=now)
     return job

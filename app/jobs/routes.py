@@ -184,6 +184,20 @@ def cancel(request: Request, job_id: str, tenant: Tenant) -> Response:
     return _answer(service.cancel(request.app.state.db, tenant, job_id), 202)
 
 
+@router.post(
+    "/{job_id}/retry",
+    status_code=202,
+    response_model=JobView,
+    summary="Try a failed or cancelled job again",
+    responses=documented("not_found", "not_retryable"),
+)
+def retry(request: Request, job_id: str, tenant: Tenant) -> Response:
+    """The same job, request and history, with a new attempt that goes on from the last checkpoint where one is left."""
+    job = service.retry(request.app.state.db, tenant, job_id)
+    broker.wake(request.app.state.celery, job.id)
+    return _answer(job, 202)
+
+
 @router.delete(
     "/{job_id}", status_code=204, summary="Delete a job and its artifacts", responses=documented("not_found", "job_active")
 )

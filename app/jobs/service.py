@@ -147,6 +147,16 @@ def cancel(db: Database, tenant_id: str, job_id: str) -> Job:
     return job
 
 
+def retry(db: Database, tenant_id: str, job_id: str) -> Job:
+    """A failed or cancelled job is queued again. Raises Problem not_found, not_retryable."""
+    with db.write() as session:
+        job = lifecycle.retry(session, tenant_id, job_id, now=db.now(session))
+    if job is None:
+        job = read(db, tenant_id, job_id)
+        raise Problem("not_retryable", f"{job.id} is {job.status}")
+    return job
+
+
 def delete(db: Database, blobs: LocalBlobs, tenant_id: str, job_id: str) -> None:
     """The job, its events, metrics and artifacts. Raises Problem not_found, job_active."""
     with db.write() as session:

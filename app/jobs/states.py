@@ -1,4 +1,5 @@
-"""The states of a job and what may follow what. Terminal states never change."""
+"""The states of a job and what may follow what. Terminal states never change, but that a client may have one tried again that
+failed or was cancelled."""
 
 from __future__ import annotations
 
@@ -26,8 +27,9 @@ FOLLOWS: dict[Status, frozenset[Status]] = {
     Status.RUNNING: frozenset({Status.QUEUED, Status.CANCELLING, Status.SUCCEEDED, Status.FAILED}),
     Status.CANCELLING: frozenset({Status.CANCELLED}),
     Status.SUCCEEDED: frozenset(),
-    Status.FAILED: frozenset(),
-    Status.CANCELLED: frozenset(),
+    Status.FAILED: frozenset({Status.QUEUED}),
+    Status.CANCELLED: frozenset({Status.QUEUED}),
 }
-TERMINAL = frozenset(status for status, following in FOLLOWS.items() if not following)
+RETRIED = frozenset({Status.FAILED, Status.CANCELLED})
+TERMINAL = RETRIED | {Status.SUCCEEDED}
 LEASED = frozenset({Status.RUNNING, Status.CANCELLING})

@@ -47,6 +47,9 @@ class Job(Base):
     worker_id: Mapped[str | None] = mapped_column(sa.String(40))
     lease_expires_at: Mapped[datetime | None] = mapped_column(Timestamp)
 
+    not_before: Mapped[datetime | None] = mapped_column(Timestamp)
+    """While queued after a lost attempt: what may have killed it gets time to pass."""
+
     version: Mapped[int] = mapped_column(default=1)
     """Raised by each change of what a client sees: the ETag."""
     last_event: Mapped[int] = mapped_column(default=0)

@@ -217,6 +217,28 @@ def test_a_running_job_is_asked_to_stop(service: Service, request_body: dict[str
     assert refused.status_code == 409 and refused.json()["code"] == "job_active"
 
 
+def test_a_failed_or_cancelled_job_is_tried_again_and_keeps_its_history(service: Service, request_body: dict[str, Any]) -> None:
+    job = submit(service.client, request_body, safetensors()).json()
+    url = f"/jobs/{job['id']}"
+    assert service.client.post(f"{url}/retry").json()["code"] == "not_retryable", "it is queued"
+    held = claim(service)
+    answer = service.client.post(f"{url}/retry")
+    assert (answer.status_code, answer.json()["code"]) == (409, "not_retryable") and "running" in answer.json()["detail"]
+    with service.db.write() as session:
+        lifecycle.fail(session, held, {"code": "disk_full", "title": "x", "detail": "x"}, now=service.db.now(session))
+    answer = service.client.post(f"{url}/retry")
+    assert answer.status_code == 202, answer.text
+    assert (answer.json()["status"], answer.json()["error"], answer.json()["attempt"]) == ("queued", None, 1)
+    assert service.client.post(f"{url}/cancel").json()["status"] == "cancelled"
+    assert service.client.post(f"{url}/retry").json()["status"] == "queued"
+    words = [event["message"] for event in service.client.get(f"{url}/events").json()["data"]]
+    assert words.count("queued again by a client") == 2 and any(word.startswith("failed") for word in words)
+    answer = service.client.post("/jobs/job_unknown/retry")
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+    publish(service, claim(service))
+    assert service.client.post(f"{url}/retry").json()["code"] == "not_retryable"
+
+
 def test_delete_takes_the_artifacts_along(service: Service, request_body: dict[str, Any]) -> None:
     url = submit(service.client, request_body, safetensors()).headers["location"]
     publish(service, claim(service))

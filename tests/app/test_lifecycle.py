@@ -19,6 +19,7 @@ from app.jobs.table import Job
 from app.source_models.table import SourceModel
 
 LEASE = timedelta(seconds=30)
+LOST = {"most": 3, "backoff": timedelta(0)}
 
 
 @pytest.fixture
@@ -85,14 +86,14 @@ def test_a_stale_attempt_can_write_nothing(database: Database, model_id: str) ->
     job_id = queue(database, model_id)
     stale = claim(database, "worker_a", timedelta(seconds=-1))
     assert stale is not None
-    assert len(call(database, lifecycle.expire_leases, most=3)) == 1
+    assert len(call(database, lifecycle.expire_leases, **LOST)) == 1
     fresh = claim(database, "worker_b")
     assert fresh is not None and fresh.attempt == stale.attempt + 1
     assert call(database, lifecycle.renew, stale, lease=LEASE) is None
     assert call(database, lifecycle.record, stale, progress={"step": 1}) is None
     assert call(database, lifecycle.succeed, stale, result={}, artifacts=[ARTIFACT]) is None
     assert call(database, lifecycle.fail, stale, {"code": "x", "title": "x", "detail": "x"}) is None
-    assert call(database, lifecycle.lose, stale, "gone", most=3) is None
+    assert call(database, lifecycle.lose, stale, "gone", **LOST) is None
     assert call(database, lifecycle.hand_back, stale) is None
     job = look(database, job_id)
     assert (job.status, job.worker_id, job.progress, job.lost_attempts) == ("running", "worker_b", None, 1)
@@ -114,7 +115,7 @@ def test_a_job_that_loses_its_workers_fails_instead_of_circling(database: Databa
     job_id = queue(database, model_id)
     for number in (1, 2, 3):
         assert claim(database, lease=timedelta(seconds=-1)) is not None
-        call(database, lifecycle.expire_leases, most=3)
+        call(database, lifecycle.expire_leases, **LOST)
         assert look(database, job_id).lost_attempts == number
     job = look(database, job_id)
     assert job.status == "failed" and job.error is not None and job.error["code"] == "attempts_exhausted"
@@ -140,7 +141,7 @@ def test_a_job_that_was_asked_to_stop_ends_as_cancelled(database: Database, mode
     assert call(database, lifecycle.renew, held, lease=LEASE) == Status.CANCELLING
     assert call(database, lifecycle.succeed, held, result={}, artifacts=[ARTIFACT]) is None
     arguments = {"fail": ({"code": "x", "title": "x", "detail": "x"},), "lose": ("gone",)}.get(end, ())
-    call(database, getattr(lifecycle, end), held, *arguments, **({"most": 3} if end == "lose" else {}))
+    call(database, getattr(lifecycle, end), held, *arguments, **(LOST if end == "lose" else {}))
     job = look(database, job_id)
     assert job.status == "cancelled" and job.finished_at is not None and job.lease_expires_at is None
 
@@ -149,7 +150,7 @@ def test_a_cancelled_job_whose_worker_fell_silent_is_cancelled(database: Databas
     job_id = queue(database, model_id)
     claim(database, lease=timedelta(seconds=-1))
     call(database, lifecycle.cancel, EMBEDDED_TENANT, job_id)
-    call(database, lifecycle.expire_leases, most=3)
+    call(database, lifecycle.expire_leases, **LOST)
     assert look(database, job_id).status == "cancelled"
 
 
@@ -157,7 +158,7 @@ def test_two_passes_at_once_expire_a_lease_once(database: Database, model_id: st
     job_id = queue(database, model_id)
     claim(database, lease=timedelta(seconds=-1))
     with ThreadPoolExecutor(4) as pool:
-        changed = list(pool.map(lambda _: call(database, lifecycle.expire_leases, most=3), range(4)))
+        changed = list(pool.map(lambda _: call(database, lifecycle.expire_leases, **LOST), range(4)))
     assert sum(len(one) for one in changed) == 1
     assert look(database, job_id).lost_attempts == 1
 
@@ -172,12 +173,61 @@ def test_events_are_numbered_without_gaps_under_contention(database: Database, m
     assert [event.seq for event in found] == list(range(1, 41))
 
 
-def test_terminal_states_never_change(database: Database, model_id: str) -> None:
+def test_a_lost_attempt_is_followed_by_the_next_after_longer_and_longer(database: Database, model_id: str) -> None:
+    job_id = queue(database, model_id)
+    behind = queue(database, model_id)
+    for seconds in (60, 120):
+        lost = claim(database)
+        assert lost is not None and lost.job_id == job_id
+        job = call(database, lifecycle.lose, lost, "gone", most=5, backoff=timedelta(seconds=60))
+        assert (job.not_before - job.updated_at).total_seconds() == seconds
+        with database.write() as session:
+            now = database.now(session)
+            early = lifecycle.claim_next(session, "worker_b", lease=LEASE, now=now)
+            assert early is None or early.job_id == behind, "the others do not wait behind it"
+            assert lifecycle.claim_next(session, "worker_b", lease=LEASE, now=now + timedelta(seconds=seconds - 5)) is None
+            session.execute(sa.update(Job).where(Job.id == job_id).values(not_before=now))
+    held = claim(database)
+    assert held is not None and call(database, lifecycle.hand_back, held).not_before is None
+
+
+@pytest.mark.parametrize("end", ["fail", "cancel"])
+def test_a_client_may_have_a_job_tried_again(database: Database, model_id: str, end: str) -> None:
+    job_id = queue(database, model_id)
+    first = claim(database)
+    assert first is not None
+    assert call(database, lifecycle.retry, EMBEDDED_TENANT, job_id) is None, "it still runs"
+    call(database, lifecycle.record, first, progress={"step": 1})
+    if end == "fail":
+        call(database, lifecycle.fail, first, {"code": "x", "title": "x", "detail": "x"})
+    else:
+        call(database, lifecycle.cancel, EMBEDDED_TENANT, job_id)
+        call(database, lifecycle.finish_cancel, first)
+    assert call(database, lifecycle.retry, "tenant_other", job_id) is None
+    job = call(database, lifecycle.retry, EMBEDDED_TENANT, job_id)
+    assert (job.status, job.error, job.finished_at, job.progress, job.lost_attempts) == ("queued", None, None, None, 0)
+    second = claim(database)
+    assert second is not None and second.attempt == 2
+    assert call(database, lifecycle.succeed, first, result={}, artifacts=[ARTIFACT]) is None, "the first is fenced off"
+    assert call(database, lifecycle.succeed, second, result={}, artifacts=[ARTIFACT]) is not None
+    assert call(database, lifecycle.retry, EMBEDDED_TENANT, job_id) is None, "a published model stands"
+
+
+def test_of_two_who_retry_at_once_one_does(database: Database, model_id: str) -> None:
+    job_id = queue(database, model_id)
+    call(database, lifecycle.cancel, EMBEDDED_TENANT, job_id)
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda _: call(database, lifecycle.retry, EMBEDDED_TENANT, job_id), range(4)))
+    assert sum(job is not None for job in done) == 1
+
+
+def test_terminal_states_change_by_retry_alone(database: Database, model_id: str) -> None:
     assert {Status.SUCCEEDED, Status.FAILED, Status.CANCELLED} == TERMINAL
-    assert all(not FOLLOWS[status] for status in TERMINAL)
+    assert FOLLOWS[Status.SUCCEEDED] == frozenset()
+    assert FOLLOWS[Status.FAILED] == FOLLOWS[Status.CANCELLED] == {Status.QUEUED}
     job_id = queue(database, model_id)
     call(database, lifecycle.cancel, EMBEDDED_TENANT, job_id)
     assert call(database, lifecycle.cancel, EMBEDDED_TENANT, job_id) is None
     assert claim(database) is None
     with pytest.raises(AssertionError, match="no transition"):
-        call(database, lifecycle._change, job_id, Status.CANCELLED, status=Status.QUEUED)
+        call(database, lifecycle._change, job_id, Status.CANCELLED, status=Status.RUNNING)

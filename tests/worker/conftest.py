@@ -32,6 +32,7 @@ def embedded_in(folder: Path, url: str, data: Path) -> Iterator[Embedded]:
         data_roots=(data,),
         lease_s=3,
         housekeeping_s=0.5,
+        lost_backoff_s=0,
         worker_silent_s=3,
         cancel_grace_s=3,
         checkpoint_s=0.01,
