@@ -72,6 +72,11 @@ CODES: dict[str, Code] = {
         "The database does not answer",
         "Try again in a moment; nothing was kept of this request unless it was answered with a 2xx.",
     ),
+    "blobs_unavailable": Code(
+        503,
+        "The blob store does not answer",
+        "Try again in a moment; nothing was kept of this request unless it was answered with a 2xx.",
+    ),
     "internal": Code(
         500,
         "Something failed that should not have",

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import health, problems
 from app.artifacts import routes as artifacts
-from app.blobs import LocalBlobs
+from app.blobs import open_blobs
 from app.broker import make_celery
 from app.database import Database
 from app.ids import new_id
@@ -46,7 +46,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.settings = settings
-    app.state.blobs = LocalBlobs(settings.blob_dir)
+    app.state.blobs = open_blobs(settings)
     app.state.celery = make_celery(settings)
     app.add_middleware(RequestId)
     problems.install(app)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
 
+from app.blobs import BlobsAwayError
 from app.errors import CODES, Problem, few
 
 MEDIA_TYPE = "application/problem+json"
@@ -158,6 +159,11 @@ def install(app: FastAPI) -> None:
 
     app.add_exception_handler(OperationalError, _database)
     app.add_exception_handler(InterfaceError, _database)
+
+    @app.exception_handler(BlobsAwayError)
+    async def _blobs(request: Request, error: BlobsAwayError) -> Response:
+        log.error("blob store error", request_id=request.state.request_id, error=str(error))
+        return respond(request, Problem("blobs_unavailable", "the blob store did not answer"), {"Retry-After": "5"})
 
     @app.exception_handler(Exception)
     async def _internal(request: Request, error: Exception) -> Response:

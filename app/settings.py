@@ -7,11 +7,14 @@ local blob folder, all below `data_dir`.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+_BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_][A-Za-z0-9_.-]*)*/?")
 
 
 class Settings(BaseSettings):
@@ -25,6 +28,11 @@ class Settings(BaseSettings):
     """Celery broker. It carries wake-ups alone: nothing is lost with it."""
     data_roots: Annotated[tuple[Path, ...], NoDecode] = ()
     """Folders, separated by `:`, below which file:// references may lie. Default: none, so every reference is refused."""
+    blobs_url: str = ""
+    """Where uploads, results and checkpoints are kept: s3://bucket or s3://bucket/prefix, for this service alone.
+    Default: a folder in data_dir. Credentials and region are found as boto3 finds them."""
+    s3_endpoint_url: str = ""
+    """Of an S3-compatible store, such as http://minio:9000. Default: AWS."""
 
     max_upload_bytes: int = Field(4 * 2**30, gt=0)
     """Of a source model's file. The bytes are counted as they stream in."""
@@ -55,6 +63,20 @@ class Settings(BaseSettings):
     """Of one file that a job's process writes (RLIMIT_FSIZE)."""
     checkpoint_s: float = Field(30, gt=0, le=60)
     """At most this long between two checkpoints."""
+
+    @field_validator("blobs_url")
+    @classmethod
+    def _blobs_are_a_bucket(cls, value: str) -> str:
+        if value and not _BUCKET.fullmatch(value):
+            raise ValueError(f"blobs_url must be s3://bucket or s3://bucket/prefix, or empty for a folder: {value!r}")
+        return value
+
+    @field_validator("s3_endpoint_url")
+    @classmethod
+    def _endpoint_is_http(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError(f"s3_endpoint_url must begin with http:// or https://: {value!r}")
+        return value
 
     @field_validator("data_roots", mode="before")
     @classmethod

@@ -14,7 +14,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
-from app.blobs import LocalBlobs, Staged, full_disk_told
+from app.blobs import Blobs, Staged, full_disk_told
 from app.errors import Problem
 from app.settings import Settings
 
@@ -38,7 +38,7 @@ class Received:
             self.staged.__exit__(*error)
 
 
-async def receive(request: Request, *, json_part: str, file_part: str, blobs: LocalBlobs, settings: Settings) -> Received:
+async def receive(request: Request, *, json_part: str, file_part: str, blobs: Blobs, settings: Settings) -> Received:
     """The body: application/json as the JSON part alone, or multipart/form-data with either part, in any order.
 
     Either is None if it was not sent. Raises Problem unsupported_media_type, malformed_multipart, payload_too_large,
@@ -94,7 +94,7 @@ async def _json(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-async def _multipart(request: Request, body: _Body, blobs: LocalBlobs) -> Received:
+async def _multipart(request: Request, body: _Body, blobs: Blobs) -> Received:
     try:
         async for chunk in request.stream():
             body.feed(chunk)
@@ -146,7 +146,7 @@ class _Body:
             raise _too_large("the body outgrows its parts, which have", self.limit)
         self._parser.write(chunk)
 
-    def write(self, blobs: LocalBlobs) -> None:
+    def write(self, blobs: Blobs) -> None:
         """Takes what waits to the disk. Raises Problem storage_full."""
         if self.staged is None:
             self.staged = blobs.stage()
@@ -155,7 +155,7 @@ class _Body:
         self.waiting.clear()
         self.waiting_bytes = 0
 
-    def finish(self, blobs: LocalBlobs) -> None:
+    def finish(self, blobs: Blobs) -> None:
         """The file can be read by its path afterwards, whole. Raises Problem storage_full."""
         if self.file_part in self.seen:
             self.write(blobs)

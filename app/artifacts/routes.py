@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
-from fastapi.responses import FileResponse
+from fastapi.responses import StreamingResponse
 
+from app.artifacts.download import answer
 from app.artifacts.table import Artifact
 from app.conditional import matches
 from app.errors import Problem
@@ -27,7 +27,7 @@ _FILE = {
     },
     206: {"description": "The range asked for."},
     304: {"description": "You have this file: its sha256 is in If-None-Match."},
-} | documented("not_found", "job_not_succeeded", "range_not_satisfiable")
+} | documented("not_found", "job_not_succeeded", "range_not_satisfiable", "blobs_unavailable")
 
 
 @router.get(
@@ -47,7 +47,7 @@ def _view(artifact: Artifact) -> ArtifactView:
 
 
 @router.head("/artifacts/{name}", include_in_schema=False)
-@router.get("/artifacts/{name}", response_class=FileResponse, summary="Download an artifact", responses=_FILE)
+@router.get("/artifacts/{name}", response_class=StreamingResponse, summary="Download an artifact", responses=_FILE)
 def download(
     request: Request, job_id: str, name: str, tenant: Tenant, if_none_match: Annotated[str | None, Header()] = None
 ) -> Response:
@@ -61,16 +61,17 @@ def download(
     etag = f'"{artifact.sha256}"'
     if matches(if_none_match, etag):
         return Response(status_code=304, headers={"ETag": etag})
-    _check_range(request.headers.get("range"), artifact.size)
-    path = request.app.state.blobs.path(artifact.blob_key)
-    return FileResponse(
-        path,
+    blobs, key = request.app.state.blobs, artifact.blob_key
+    style = "inline" if artifact.media_type.startswith("text/html") else "attachment"
+    return answer(
+        request,
+        lambda start, end: blobs.read(key, start, end),
+        size=artifact.size,
         media_type=artifact.media_type,
-        filename=artifact.name,
-        stat_result=path.stat(),
-        content_disposition_type="inline" if artifact.media_type.startswith("text/html") else "attachment",
+        etag=etag,
+        written_at=artifact.created_at,
         headers={
-            "ETag": etag,
+            "Content-Disposition": f'{style}; filename="{artifact.name}"',
             "Cache-Control": "private, no-cache",
             # A report is made by a job from a client's own words: it may show itself, and do nothing.
             "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox",
@@ -79,18 +80,8 @@ def download(
     )
 
 
-def _check_range(header: str | None, size: int) -> None:
-    """What Starlette would refuse in plain text. Raises Problem range_not_satisfiable."""
-    if header is None:
-        return
-    wanted = header.replace(" ", "").lower().removeprefix("bytes=").split(",")
-    starts = [re.fullmatch(r"(\d{1,18})-\d{0,18}|-0*[1-9]\d{0,17}", part) for part in wanted]
-    if not all(starts) or any(start[1] and int(start[1]) >= size for start in starts if start):
-        raise Problem("range_not_satisfiable", f"{header[:100]!r} of a file of {size} bytes", size=size)
-
-
 @router.head("/model", include_in_schema=False)
-@router.get("/model", response_class=FileResponse, summary="Download the adapted model", responses=_FILE)
+@router.get("/model", response_class=StreamingResponse, summary="Download the adapted model", responses=_FILE)
 def model(request: Request, job_id: str, tenant: Tenant, if_none_match: Annotated[str | None, Header()] = None) -> Response:
     """The adapted model's weights, safetensors. artifacts/model.json says how to load them."""
     return download(request, job_id, MODEL, tenant, if_none_match)

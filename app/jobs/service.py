@@ -9,11 +9,11 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 
 from app import layouts
-from app.blobs import LocalBlobs, Staged
+from app.blobs import Blobs, Staged, discard
 from app.database import Database
 from app.errors import Problem
 from app.ids import new_id
-from app.jobs import events, lifecycle, queries
+from app.jobs import checkpoints, events, lifecycle, queries
 from app.jobs.states import TERMINAL, Status
 from app.jobs.table import FurtherSourceModel, Job, JobLabel
 from app.settings import Settings
@@ -24,7 +24,7 @@ from app.spec import JobRequest, SourceModelDescription, SourceModelId, misfit
 
 def submit(
     db: Database,
-    blobs: LocalBlobs,
+    blobs: Blobs,
     settings: Settings,
     tenant_id: str,
     request: JobRequest,
@@ -32,7 +32,7 @@ def submit(
     key: str | None,
 ) -> tuple[Job, bool]:
     """The committed job, and whether it is new: the same Idempotency-Key with the same request gives the job it gave
-    before. Everything that needs no torch is checked first. Raises Problem."""
+    before. Everything that needs no torch is checked first. Raises Problem, BlobsAwayError."""
     digest = _digest(request, staged)
     if key is not None and (known := _submitted_before(db, tenant_id, key, digest)):
         return known, False
@@ -157,7 +157,7 @@ def retry(db: Database, tenant_id: str, job_id: str) -> Job:
     return job
 
 
-def delete(db: Database, blobs: LocalBlobs, tenant_id: str, job_id: str) -> None:
+def delete(db: Database, blobs: Blobs, tenant_id: str, job_id: str) -> None:
     """The job, its events, metrics and artifacts. Raises Problem not_found, job_active."""
     with db.write() as session:
         job = queries.by_id(session, tenant_id, job_id)
@@ -168,5 +168,5 @@ def delete(db: Database, blobs: LocalBlobs, tenant_id: str, job_id: str) -> None
         keys = [artifact.blob_key for artifact in queries.artifacts_of(session, tenant_id, job_id)]
         session.delete(job)
     # After the commit: a crash in between leaves blobs that housekeeping finds, never rows without their blobs.
-    for key in keys:
-        blobs.delete(key)
+    discard(blobs, keys)
+    checkpoints.remove(blobs, tenant_id, job_id)

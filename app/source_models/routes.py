@@ -59,7 +59,7 @@ _LOCATION = {"Location": {"schema": {"type": "string"}}}
     | documented(
         "invalid_request", "unknown_field", "missing_file", "malformed_json", "malformed_multipart", "unsupported_media_type",
         "payload_too_large", "empty_file", "unsafe_pickle", "archive_bomb", "source_model_format", "source_model_truncated",
-        "storage_full",
+        "storage_full", "blobs_unavailable",
     ),
 )  # fmt: skip
 async def upload(request: Request, tenant: Tenant) -> Response:

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from app.blobs import LocalBlobs, Staged, full_disk_told
+from app.blobs import Blobs, Staged, discard, full_disk_told
 from app.database import Database
 from app.errors import Problem, few
 from app.ids import new_id
@@ -21,10 +21,10 @@ _JOBS_NAMED = 20
 
 
 def store(
-    db: Database, blobs: LocalBlobs, tenant_id: str, description: SourceModelDescription, staged: Staged
+    db: Database, blobs: Blobs, tenant_id: str, description: SourceModelDescription, staged: Staged
 ) -> tuple[SourceModel, bool]:
     """The committed source model, and whether it is new: the same bytes with the same description are one. `staged` is
-    used up, whatever comes of it. Raises Problem: what inspect() raises, storage_full."""
+    used up, whatever comes of it. Raises Problem: what inspect() raises, storage_full; BlobsAwayError."""
     with staged:
         fingerprint = fingerprint_of(staged.sha256, description)
         if known := _known(db, tenant_id, fingerprint):
@@ -53,7 +53,7 @@ def store(
         # If it does not answer, the blob stays until housekeeping finds that no row names it.
         with suppress(SQLAlchemyError):
             if not _is_stored(db, tenant_id, model_id):
-                blobs.delete(key)
+                discard(blobs, [key])
         if isinstance(error, IntegrityError) and (known := _known(db, tenant_id, fingerprint)):
             return known, False
         raise
@@ -89,7 +89,7 @@ def _not_found(model_id: str) -> Problem:
     return Problem("not_found", f"no source model {model_id[:100]!r}")
 
 
-def delete(db: Database, blobs: LocalBlobs, tenant_id: str, model_id: str) -> None:
+def delete(db: Database, blobs: Blobs, tenant_id: str, model_id: str) -> None:
     """Raises Problem not_found; source_model_in_use where the foreign key of a job says so."""
     try:
         with db.write() as session:
@@ -102,4 +102,4 @@ def delete(db: Database, blobs: LocalBlobs, tenant_id: str, model_id: str) -> No
             jobs = list(queries.jobs_that_name(session, tenant_id, model_id, limit=_JOBS_NAMED))
         detail = f"{model_id} is named by {few(jobs, _JOBS_NAMED)}"
         raise Problem("source_model_in_use", detail, jobs=jobs) from error
-    blobs.delete(model.blob_key)
+    discard(blobs, [model.blob_key])

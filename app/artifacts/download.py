@@ -1,0 +1,143 @@
+"""One file of the blob store as an answer: whole, or the parts of it that `Range` asks for (RFC 9110, section 14)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from secrets import token_hex
+
+from anyio import CancelScope
+from anyio.to_thread import run_sync
+from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from app.blobs import Reading
+from app.errors import Problem
+
+MOST_RANGES = 100
+_RANGE = re.compile(r"(\d{1,18})-(\d{0,18})|-(\d{1,18})")
+Span = tuple[int, int]
+"""From this byte to before that one."""
+
+
+class Download(StreamingResponse):
+    """Closes what it reads, however it ends."""
+
+    def __init__(
+        self, pieces: Iterator[bytes], close: Callable[[], None], status: int, headers: dict[str, str], type: str
+    ) -> None:
+        super().__init__(pieces, status, headers, type)
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            with CancelScope(shield=True):
+                await run_sync(self._close)
+
+
+def answer(
+    request: Request,
+    read: Callable[[int, int], Reading],
+    *,
+    size: int,
+    media_type: str,
+    etag: str,
+    written_at: datetime,
+    headers: dict[str, str],
+) -> Response:
+    """read(start, end) opens the file, which is of `size` bytes. The first part is opened here, so that a store that does
+    not answer can still be told. Raises Problem range_not_satisfiable, and what read() raises."""
+    written_at = written_at.astimezone(UTC).replace(microsecond=0)
+    headers = headers | {
+        "ETag": etag,
+        "Last-Modified": written_at.strftime("%a, %d %b %Y %H:%M:%S GMT"),
+        "Accept-Ranges": "bytes",
+    }
+    ranges = request.headers.get("range")
+    if ranges is not None and not _still(request.headers.get("if-range"), etag, written_at):
+        ranges = None
+    spans = wanted(ranges, size) if ranges is not None else []
+    if len(spans) > 1:
+        return _several(request, read, spans, size, media_type, headers)
+    status, (start, end) = (206, spans[0]) if spans else (200, (0, size))
+    headers["Content-Length"] = str(end - start)
+    if spans:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    if request.method == "HEAD":
+        return Response(None, status, headers, media_type)
+    reading = read(start, end)
+    return Download(iter(reading), reading.close, status, headers, media_type)
+
+
+def wanted(header: str, size: int) -> list[Span]:
+    """The spans that a Range header names, in order and merged where they meet. Empty: so many that the whole file is the
+    better answer. Raises Problem range_not_satisfiable."""
+    parts = header.replace(" ", "").lower().removeprefix("bytes=").split(",")
+    if len(parts) > MOST_RANGES:
+        return []
+    merged: list[Span] = []
+    for start, end in sorted(_span(part, header, size) for part in parts):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def _span(part: str, header: str, size: int) -> Span:
+    found = _RANGE.fullmatch(part)
+    if found and found[1] is None:
+        start, end = max(0, size - int(found[3])), size
+    elif found:
+        start, end = int(found[1]), min(size, int(found[2]) + 1) if found[2] else size
+    if not found or start >= end:
+        raise Problem("range_not_satisfiable", f"{header[:100]!r} of a file of {size} bytes", size=size)
+    return start, end
+
+
+def _still(if_range: str | None, etag: str, written_at: datetime) -> bool:
+    """Whether the client's part is of this very file."""
+    if if_range is None or if_range == etag:
+        return True
+    with suppress(ValueError):
+        return parsedate_to_datetime(if_range).astimezone(UTC) == written_at
+    return False
+
+
+def _several(
+    request: Request, read: Callable[[int, int], Reading], spans: list[Span], size: int, media_type: str, headers: dict[str, str]
+) -> Response:
+    boundary = token_hex(16)
+    heads = [
+        f"--{boundary}\r\nContent-Type: {media_type}\r\nContent-Range: bytes {start}-{end - 1}/{size}\r\n\r\n".encode()
+        for start, end in spans
+    ]
+    tail = f"--{boundary}--\r\n".encode()
+    framed = sum(len(head) + end - start + 2 for head, (start, end) in zip(heads, spans, strict=True)) + len(tail)
+    headers["Content-Length"] = str(framed)
+    type = f"multipart/byteranges; boundary={boundary}"
+    if request.method == "HEAD":
+        return Response(None, 206, headers, type)
+    open_now = [read(*spans[0])]
+
+    def pieces() -> Iterator[bytes]:
+        for head, span in zip(heads, spans, strict=True):
+            yield head
+            if not open_now:
+                open_now.append(read(*span))
+            yield from open_now[0]
+            open_now.pop().close()
+            yield b"\r\n"
+        yield tail
+
+    def close() -> None:
+        for reading in open_now:
+            reading.close()
+
+    return Download(pieces(), close, 206, headers, type)
