@@ -17,11 +17,12 @@ import sqlalchemy as sa
 import uvicorn
 
 from app import schema
-from app.blobs import LocalBlobs
+from app.blobs import Blobs
 from app.database import Database
 from app.ids import new_id
 from app.main import create_app
 from app.settings import Settings
+from tests import s3
 
 POSTGRES = os.environ.get("MODALBRIDGE_TEST_POSTGRES", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
 BOTH = [pytest.param("sqlite"), pytest.param("postgres", marks=pytest.mark.postgres)]
@@ -112,7 +113,7 @@ class Service:
     settings: Settings
     client: httpx.Client
     db: Database
-    blobs: LocalBlobs
+    blobs: Blobs
 
 
 @contextmanager
@@ -134,6 +135,20 @@ def serving(settings: Settings) -> Iterator[Service]:
         thread.join(timeout=10)
         listener.close()
         assert not thread.is_alive(), "the front end did not stop"
+
+
+@pytest.fixture(scope="session")
+def new_bucket() -> Iterator[Callable[[str], s3.Bucket]]:
+    with s3.server() as new:
+        yield new
+
+
+@pytest.fixture
+def bucket(new_bucket: Callable[[str], s3.Bucket], monkeypatch: pytest.MonkeyPatch) -> s3.Bucket:
+    """Of a real S3-speaking server; the credentials are in the environment, as an operator would put them there."""
+    for name, value in s3.CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    return new_bucket(new_id("bucket").replace("_", "-"))
 
 
 @pytest.fixture

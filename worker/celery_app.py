@@ -12,6 +12,7 @@ import structlog
 from celery import signals
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.blobs import BlobsAwayError
 from app.broker import make_celery
 from app.schema import require_current
 from app.settings import Settings
@@ -31,7 +32,8 @@ def _check(**_: Any) -> None:
     try:
         require_current(process.db)
         process.blobs.prepare()
-    except (RuntimeError, SQLAlchemyError, OSError) as error:
+        process.blobs.check()
+    except (RuntimeError, SQLAlchemyError, OSError, BlobsAwayError) as error:
         raise SystemExit(f"the worker cannot start: {error}") from error
 
 

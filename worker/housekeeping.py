@@ -7,6 +7,7 @@ running.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import threading
 import time
@@ -18,19 +19,25 @@ import structlog
 
 from app import broker
 from app.artifacts.table import Artifact
-from app.jobs import lifecycle, queries
+from app.blobs import ABANDONED_S
+from app.jobs import checkpoints, lifecycle, queries
 from app.jobs.states import TERMINAL
 from app.jobs.table import Job, Worker
 from app.source_models.table import SourceModel
 from worker import workspace
+from worker.beside import Call
 from worker.process import WorkerProcess
 
+LEAVE_S = 5.0
+"""For a sweep that is under way when the worker stops."""
 SWEEP_S = 600.0
 """Between two sweeps of the disk, which cost more than a look at the database."""
 ORPHAN_S = 3600.0
 """A blob is kept before its row is committed: younger than this, it may be about to be named."""
-ABANDONED_S = 24 * 3600.0
-"""An upload, or a worker, that has not moved for a day is gone."""
+SILENT_S = 24 * 3600.0
+"""A worker that was not heard from for a day is gone."""
+OURS = re.compile(r"(source_models/[^/]+|jobs/[^/]+/[^/]+/\d+|checkpoints/[^/]+/[^/]+)/[^/]+")
+"""The shape of every key that this service makes. Whatever else lies in a bucket is not ours to delete."""
 BATCH = 500
 log = structlog.get_logger()
 
@@ -41,6 +48,7 @@ class Housekeeping:
     def __init__(self, worker: WorkerProcess) -> None:
         self.worker = worker
         self._stop = threading.Event()
+        self._sweep: Call[None] | None = None
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
 
     def start(self) -> None:
@@ -50,14 +58,17 @@ class Housekeeping:
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join()
+            if self._sweep is not None:
+                self._sweep.ended(LEAVE_S)
             _attempt(leave, self.worker)
 
     def _run(self) -> None:
         swept_at = None
         while not self._stop.is_set():
             look(self.worker)
-            if swept_at is None or time.monotonic() - swept_at >= SWEEP_S:
-                sweep(self.worker)
+            # Beside this thread: a blob store that hangs must not make this worker fall silent.
+            if self._sweep is None or (self._sweep.ended(0) and time.monotonic() - swept_at >= SWEEP_S):
+                self._sweep = Call(lambda: sweep(self.worker), "sweep")
                 swept_at = time.monotonic()
             self._stop.wait(self.worker.settings.housekeeping_s)
 
@@ -145,23 +156,26 @@ def remove_abandoned_uploads(worker: WorkerProcess) -> None:
 
 def remove_orphaned_blobs(worker: WorkerProcess) -> None:
     """Those that no row names: their writer was killed between the blob and the commit, or between the commit that
-    deleted their row and the deletion."""
-    old = list(worker.blobs.keys_older_than(ORPHAN_S))
+    deleted their row and the deletion. And checkpoints of jobs that are final, or deleted."""
+    old = [key for key in worker.blobs.keys_older_than(ORPHAN_S) if OURS.fullmatch(key)]
     for start in range(0, len(old), BATCH):
         some = old[start : start + BATCH]
+        job_of = {key: job_id for key in some if (job_id := checkpoints.job_of(key)) is not None}
         with worker.db.read() as session:
             named = {
                 key
                 for column in (Artifact.blob_key, SourceModel.blob_key)
                 for key in session.scalars(sa.select(column).where(column.in_(some)))
             }
+            alive = sa.select(Job.id).where(Job.id.in_(set(job_of.values())), Job.status.not_in(sorted(TERMINAL)))
+            alive_jobs = set(session.scalars(alive))
         for key in some:
-            if key not in named:
+            if key not in named and job_of.get(key) not in alive_jobs:
                 log.info("an orphaned blob is removed", blob_key=key)
                 worker.blobs.delete(key)
 
 
 def remove_silent_workers(worker: WorkerProcess) -> None:
     with worker.db.write() as session:
-        before = worker.db.now(session) - timedelta(seconds=ABANDONED_S)
+        before = worker.db.now(session) - timedelta(seconds=SILENT_S)
         session.execute(sa.delete(Worker).where(Worker.last_seen_at < before))

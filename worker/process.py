@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from celery import Celery
 
-from app.blobs import LocalBlobs
+from app.blobs import Blobs, open_blobs
 from app.database import Database
 from app.ids import new_id
 from app.settings import Settings
@@ -16,7 +16,7 @@ from app.settings import Settings
 class WorkerProcess:
     settings: Settings
     db: Database
-    blobs: LocalBlobs
+    blobs: Blobs
     celery: Celery
     id: str = field(default_factory=lambda: new_id("worker"))
     job_id: str | None = None
@@ -27,4 +27,4 @@ class WorkerProcess:
 
 
 def open_process(settings: Settings, celery: Celery) -> WorkerProcess:
-    return WorkerProcess(settings, Database(settings.sqlalchemy_url), LocalBlobs(settings.blob_dir), celery)
+    return WorkerProcess(settings, Database(settings.sqlalchemy_url), open_blobs(settings), celery)

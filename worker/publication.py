@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.blobs import LocalBlobs
+from app import blobs as store
+from app.blobs import Blobs
 from app.errors import Problem
 from app.jobs.lifecycle import Claim
 from worker.adaptation.events import Result
@@ -52,8 +53,9 @@ def _is_plain(path: Path) -> bool:
         return False
 
 
-def keep(blobs: LocalBlobs, found: list[File]) -> list[dict[str, Any]]:
-    """Copies them in; the columns of their rows. Raises Problem disk_full: then none is left."""
+def keep(blobs: Blobs, found: list[File]) -> list[dict[str, Any]]:
+    """Copies them in; the columns of their rows. Raises Problem disk_full, BlobsAwayError: then none is left that the store
+    lets us delete."""
     rows = []
     try:
         for file in found:
@@ -69,6 +71,5 @@ def keep(blobs: LocalBlobs, found: list[File]) -> list[dict[str, Any]]:
     return rows
 
 
-def discard(blobs: LocalBlobs, found: list[File]) -> None:
-    for file in found:
-        blobs.delete(file.blob_key)
+def discard(blobs: Blobs, found: list[File]) -> None:
+    store.discard(blobs, (file.blob_key for file in found))

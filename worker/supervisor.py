@@ -1,7 +1,8 @@
 """One attempt at a job: its process, its lease, what it says, how it ends.
 
 All writes name the attempt (the fencing token). While the database is away the child goes on and its words are held;
-when it is back, the attempt number decides whether the job is still ours.
+when it is back, the attempt number decides whether the job is still ours. While the blob store is away the attempt waits
+for it, and renews its lease.
 """
 
 from __future__ import annotations
@@ -12,10 +13,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 import structlog
@@ -23,15 +23,18 @@ from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
 from sqlalchemy.orm import Session
 
 from app.artifacts.table import Artifact
+from app.blobs import BlobsAwayError
 from app.errors import Problem
+from app.jobs import checkpoints as kept_checkpoints
 from app.jobs import lifecycle
 from app.jobs.lifecycle import Claim
 from app.jobs.states import TERMINAL, Status
 from app.jobs.table import FurtherSourceModel, Job
 from app.source_models.table import SourceModel
 from app.spec import AdaptationSpec
-from worker import publication, workspace
-from worker.adaptation.events import Result
+from worker import checkpoints, publication, workspace
+from worker.adaptation.events import Result, Warned
+from worker.beside import Call
 from worker.child import Child
 from worker.hearing import Hearing, document
 from worker.process import WorkerProcess
@@ -40,16 +43,22 @@ from worker.workspace import Workspace
 AWAY = (OperationalError, InterfaceError, TimeoutError)
 """The database does not answer, for now."""
 TICK_S = 0.5
+SENDING_S = 5.0
+"""For a checkpoint that is on its way to the blob store when the attempt is over."""
 OPEN_FILES = 4096
 PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 """Of this process's environment, to the child: where things are and how much it may use. No setting of ours is among
-them, so no address or password of the database or the broker."""
+them, so no address or password of the database, the broker or the blob store."""
 log = structlog.get_logger()
 T = TypeVar("T")
 
 
 class DatabaseAwayError(Exception):
     """The worker has to go while the database is away: the lease will run out, and another takes over."""
+
+
+class GaveUpError(Exception):
+    """The blob store is away, or slow, and the job was lost or is to stop: it waits no longer."""
 
 
 def run(worker: WorkerProcess, claim: Claim) -> Job | None:
@@ -66,6 +75,7 @@ def run(worker: WorkerProcess, claim: Claim) -> Job | None:
         log.warning("the job was lost: nothing of this attempt is kept", job_id=claim.job_id, attempt=claim.attempt)
     elif job.status in TERMINAL:
         workspace.remove(worker.settings.work_dir, claim.job_id)
+        kept_checkpoints.remove(worker.blobs, claim.tenant_id, claim.job_id)
     return job
 
 
@@ -78,6 +88,7 @@ class Attempt:
         self.tick_s = min(TICK_S, self.settings.lease_s / 6)
         self.heard = Hearing()
         self.child: Child | None = None
+        self.sender: checkpoints.Sender | None = None
         self.status = Status.RUNNING
         self.lost = False
         self.began_at = self.renewed_at = time.monotonic()
@@ -87,12 +98,19 @@ class Attempt:
     def run(self) -> Job | None:
         try:
             space = workspace.prepare(self.settings.work_dir, self.claim.job_id, self.claim.attempt)
-            space.spec.write_text(self._insist(self._spec).model_dump_json(), encoding="utf-8")
+            if (spec := self._brought(space)) is None:
+                return None
+            space.spec.write_text(spec.model_dump_json(), encoding="utf-8")
+            self.sender = checkpoints.Sender(self.worker.blobs, self.claim, space)
             self.child = Child(self._command(space), space.out, self._environment(space), space.stderr)
             code = self._supervise(self.child)
             return None if self.lost else self._end(code, space)
         except DatabaseAwayError:
             raise
+        except GaveUpError:
+            return None if self.lost else self._finish(lifecycle.hand_back)
+        except Problem as problem:
+            return self._fail(problem)
         except Exception as error:
             # Whatever went wrong here, the job must not wait for its lease, nor circle: a lost attempt is counted.
             log.exception("an attempt failed in its supervisor", job_id=self.claim.job_id, attempt=self.claim.attempt)
@@ -104,6 +122,8 @@ class Attempt:
     def close(self) -> None:
         if self.child is not None:
             self.child.close()
+        if self.sender is not None:
+            self.sender.close(SENDING_S)
 
     # While it runs --------------------------------------------------------------------------------------------------
 
@@ -114,10 +134,13 @@ class Attempt:
             if self.heard.full or child.silent:
                 time.sleep(self.tick_s)
             else:
+                written = self.heard.checkpoints
                 for line in child.lines(self.tick_s):
                     self.heard.hear(line)
                     if self.heard.full:
                         break
+                if self.sender is not None and self.heard.checkpoints > written:
+                    self.sender.written()
             self._tell()
             if self.lost:
                 break
@@ -168,6 +191,30 @@ class Attempt:
             self.timed_out = True
             child.kill()
 
+    def _beside(self, work: Callable[[], T], name: str) -> T:
+        """What `work` returns, which uses the blob store: in a thread, while this one renews the lease; again and again
+        until the store answers. Raises GaveUpError where the job is lost or to stop: then a try that has begun has the
+        grace of a cancelled job, and there is no other."""
+        asked_at: float | None = None
+        while True:
+            call = Call(work, name)
+            while not call.ended(self.tick_s):
+                self._tell()
+                asked_at = asked_at or (time.monotonic() if self._to_end() else None)
+                if asked_at is not None and time.monotonic() - asked_at > self.settings.cancel_grace_s:
+                    raise GaveUpError
+            try:
+                return call.result()
+            except BlobsAwayError as error:
+                log.warning("the blob store is away", job_id=self.claim.job_id, error=str(error)[:300])
+                self._tell()
+                if self._to_end():
+                    raise GaveUpError from error
+                time.sleep(self.tick_s)
+
+    def _to_end(self) -> bool:
+        return self.lost or self.worker.stop_asked or self.status == Status.CANCELLING
+
     # At the end -----------------------------------------------------------------------------------------------------
 
     def _end(self, code: int, space: Workspace) -> Job | None:
@@ -185,23 +232,31 @@ class Attempt:
             limit = self.settings.job_time_limit_s
             return self._fail(Problem("time_limit", f"stopped after {limit:g} s, the most that an attempt may take"))
         if self.asked_at is not None or (heard.stopped and code == 0):
+            self._hand_over()
             return self._finish(lifecycle.hand_back)
         words = self.child.last_words() if self.child else ""
         heard.log(f"the process's last words:\n{words}" if words else "the process died without a word")
         if code < 0:
+            self._hand_over()
             return self._lose(f"its process was killed by {signal_name(-code)}")
         return self._fail(Problem("child_died", f"exit code {code} and no result"))
+
+    def _hand_over(self) -> None:
+        """The last checkpoint reaches the blob store, where another machine looks for it, if it does so soon."""
+        until = time.monotonic() + self.settings.cancel_grace_s
+        while self.sender is not None and not self.sender.up_to_date(self.tick_s):
+            self._tell()
+            if self.lost or time.monotonic() > until:
+                return
 
     def _publish(self, result: Result, files: list[publication.File]) -> Job | None:
         """All or nothing: blobs first, then rows and state in one transaction under a lease that was just renewed."""
         blobs = self.worker.blobs
-        with ThreadPoolExecutor(1, thread_name_prefix="publish") as pool:
-            copying = pool.submit(publication.keep, blobs, files)
-            while not copying.done():
-                time.sleep(min(self.tick_s, 0.05))
-                if not self.lost:
-                    self._tell()
-        rows = copying.result()
+        try:
+            rows = self._beside(lambda: publication.keep(blobs, files), "publish")
+        except GaveUpError:
+            publication.discard(blobs, files)
+            raise
 
         def succeed(session: Session, claim: Claim, *, now: datetime) -> Job | None:
             if lifecycle.renew(session, claim, lease=self.lease, now=now) != Status.RUNNING:
@@ -252,14 +307,34 @@ class Attempt:
 
     # What it is given -----------------------------------------------------------------------------------------------
 
-    def _spec(self, session: Session, _now: datetime) -> AdaptationSpec:
+    def _brought(self, space: Workspace) -> AdaptationSpec | None:
+        """The engine's spec, and in the workspace what it needs from the blob store. None: the job was lost meanwhile.
+        Raises Problem reference_missing, OSError."""
+        request, models = self._insist(self._asked_for)
+        paths, warnings = self._beside(lambda: self._bring(space, [model.blob_key for model in models]), "fetch")
+        for warning in warnings:
+            self.heard.warn(warning)
+        given = [{**model.description, "uri": str(path)} for model, path in zip(models, paths, strict=True)]
+        spec = AdaptationSpec.model_validate({**request, "source_model": given[0], "further_source_models": given[1:]})
+        return None if self.lost else spec
+
+    def _asked_for(self, session: Session, _now: datetime) -> tuple[dict[str, Any], list[SourceModel]]:
+        """The request, and its source models in their order."""
         job_id = self.claim.job_id
         request, first = session.execute(sa.select(Job.request, Job.source_model_id).where(Job.id == job_id)).one()
         ordered = sa.select(FurtherSourceModel.source_model_id).where(FurtherSourceModel.job_id == job_id)
         ids = [first, *session.scalars(ordered.order_by(FurtherSourceModel.place))]
         rows = {model.id: model for model in session.scalars(sa.select(SourceModel).where(SourceModel.id.in_(ids)))}
-        models = [{**rows[id].description, "uri": str(self.worker.blobs.path(rows[id].blob_key))} for id in ids]
-        return AdaptationSpec.model_validate({**request, "source_model": models[0], "further_source_models": models[1:]})
+        return request, [rows[id] for id in ids]
+
+    def _bring(self, space: Workspace, keys: list[str]) -> tuple[list[Path], list[Warned]]:
+        blobs = self.worker.blobs
+        try:
+            paths = [blobs.local(key, space.source_model(place)) for place, key in enumerate(keys)]
+        except FileNotFoundError as error:
+            raise Problem("reference_missing", "its file is no longer in the blob store", pointer="/source_model") from error
+        here = workspace.newest_checkpoint(self.settings.work_dir, self.claim.job_id, self.claim.attempt)
+        return paths, checkpoints.fetch(blobs, self.claim, space, newer_than=here)
 
     def _command(self, space: Workspace) -> list[str]:
         given = self.settings

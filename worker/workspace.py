@@ -4,6 +4,7 @@ spec.json    what the engine is given
 stderr.log   what its libraries print
 tmp/         its TMPDIR
 out/         its own: checkpoint, cache, artifacts
+source_model-<n>  the weights, if the blob store is no folder
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-CARRIED = ("cache", "artifacts", "checkpoint.pt")
+CHECKPOINT = "checkpoint.pt"
+CARRIED = ("cache", "artifacts", CHECKPOINT)
 _JOB = re.compile(r"job_[0-9a-z]+")
 
 
@@ -39,6 +41,14 @@ class Workspace:
     def out(self) -> Path:
         return self.folder / "out"
 
+    @property
+    def checkpoint(self) -> Path:
+        return self.out / CHECKPOINT
+
+    def source_model(self, place: int) -> Path:
+        """Where one is copied to from a blob store that is no folder."""
+        return self.folder / f"source_model-{place}"
+
 
 def prepare(work_dir: Path, job_id: str, attempt: int) -> Workspace:
     """A folder for this attempt, with the checkpoint, the cache and, had it got so far, the artifacts of the newest
@@ -53,6 +63,12 @@ def prepare(work_dir: Path, job_id: str, attempt: int) -> Workspace:
         if left is not None:
             _link(left, made.out / name)
     return made
+
+
+def newest_checkpoint(work_dir: Path, job_id: str, before: int) -> int:
+    """The newest attempt before that one that left a checkpoint here. 0: none."""
+    earlier = (Workspace(work_dir / job_id / f"attempt-{n}") for n in range(before - 1, 0, -1))
+    return next((before - 1 - i for i, space in enumerate(earlier) if space.checkpoint.exists()), 0)
 
 
 def _link(source: Path, destination: Path) -> None:

@@ -28,9 +28,9 @@ class Download(StreamingResponse):
     """Closes what it reads, however it ends."""
 
     def __init__(
-        self, pieces: Iterator[bytes], close: Callable[[], None], status: int, headers: dict[str, str], type: str
+        self, pieces: Iterator[bytes], close: Callable[[], None], status: int, headers: dict[str, str], media_type: str
     ) -> None:
-        super().__init__(pieces, status, headers, type)
+        super().__init__(pieces, status, headers, media_type)
         self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -121,9 +121,9 @@ def _several(
     tail = f"--{boundary}--\r\n".encode()
     framed = sum(len(head) + end - start + 2 for head, (start, end) in zip(heads, spans, strict=True)) + len(tail)
     headers["Content-Length"] = str(framed)
-    type = f"multipart/byteranges; boundary={boundary}"
+    framing = f"multipart/byteranges; boundary={boundary}"
     if request.method == "HEAD":
-        return Response(None, 206, headers, type)
+        return Response(None, 206, headers, framing)
     open_now = [read(*spans[0])]
 
     def pieces() -> Iterator[bytes]:
@@ -140,4 +140,4 @@ def _several(
         for reading in open_now:
             reading.close()
 
-    return Download(pieces(), close, 206, headers, type)
+    return Download(pieces(), close, 206, headers, framing)

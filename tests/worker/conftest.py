@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.blobs import LocalBlobs
+from app.blobs import open_blobs
 from app.database import Database
 from app.jobs.states import TERMINAL
 from app.settings import Settings
@@ -37,7 +37,7 @@ def embedded_in(folder: Path, url: str, data: Path) -> Iterator[Embedded]:
         cancel_grace_s=3,
         checkpoint_s=0.01,
     )
-    db, blobs = Database(settings.sqlalchemy_url), LocalBlobs(settings.blob_dir)
+    db, blobs = Database(settings.sqlalchemy_url), open_blobs(settings)
     blobs.prepare()
     made = Embedded(settings, db, blobs, data)
     yield made

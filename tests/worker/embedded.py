@@ -10,16 +10,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from app import broker
-from app.blobs import LocalBlobs
+from app.blobs import Blobs
 from app.broker import make_celery
 from app.database import EMBEDDED_TENANT, Database
-from app.jobs import queries, service
+from app.jobs import checkpoints, queries, service
+from app.jobs.checkpoints import Kept
 from app.jobs.table import Job, JobEvent
 from app.settings import Settings
 from app.spec import JobRequest
@@ -38,7 +39,7 @@ ENDLESS: dict[str, Any] = {"settings": {"bridging": {"steps": 1_000_000, "batch_
 class Embedded:
     settings: Settings
     db: Database
-    blobs: LocalBlobs
+    blobs: Blobs
     data: Path
     """target/, pairs/, test/ and source.safetensors."""
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -91,11 +92,19 @@ class Embedded:
         """name -> content, as the rows have it."""
         with self.db.read() as session:
             rows = queries.artifacts_of(session, EMBEDDED_TENANT, job_id)
-        return {row.name: self.blobs.path(row.blob_key).read_bytes() for row in rows}
+        found = {}
+        for row in rows:
+            with closing(self.blobs.read(row.blob_key, 0, row.size)) as reading:
+                found[row.name] = b"".join(reading)
+        return found
 
     def kept(self, job_id: str) -> list[str]:
-        """Keys of the job's blobs, named by a row or not."""
-        return sorted(key for key in self.blobs.keys_older_than(-60) if job_id in key)
+        """Keys of the job's artifacts, named by a row or not."""
+        return sorted(key for key in self.blobs.keys_older_than(-60) if key.startswith("jobs/") and job_id in key)
+
+    def checkpoints(self, job_id: str) -> list[Kept]:
+        """Those in the blob store, the newest first."""
+        return checkpoints.kept(self.blobs, EMBEDDED_TENANT, job_id)
 
     def until(self, job_id: str, *statuses: str, seconds: float = 60) -> Job:
         wait_for(lambda: self.job(job_id).status in statuses, f"{job_id} {statuses}", seconds, lambda: self.story(job_id))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from app.blobs import ABANDONED_S
 from app.jobs import queries
 from app.jobs.table import Job, Worker
 from tests.worker.embedded import QUICK, Embedded, wait_for
@@ -139,7 +140,7 @@ def test_blobs_that_no_row_names_go_and_others_stay(embedded: Embedded):
     abandoned, fresh = embedded.blobs.aside / "abandoned", embedded.blobs.aside / "fresh"
     for path in (abandoned, fresh):
         path.write_bytes(b"half")
-    age(abandoned, housekeeping.ABANDONED_S + 60)
+    age(abandoned, ABANDONED_S + 60)
     housekeeping.sweep(worker)
     assert sorted(embedded.blobs.keys_older_than(-60)) == sorted([*named, "source_models/young"])
     assert [path.name for path in embedded.blobs.aside.iterdir()] == ["fresh"]
