@@ -21,6 +21,7 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConnectionError,
     CredentialRetrievalError,
     HTTPClientError,
     NoCredentialsError,
@@ -160,7 +161,7 @@ class S3Blobs:
             return f"{self!r} answers {status} {said['Code']}: {said.get('Message', '')}"
         if isinstance(error, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError):
             return f"{error}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give boto3 credentials in another of its ways"
-        if isinstance(error, HTTPClientError):
+        if isinstance(error, HTTPClientError | ConnectionError):
             return f"nothing answers for {self!r}: {error}"
         return f"{self!r}: {error}"
 
