@@ -9,23 +9,26 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from secrets import token_hex
 
+import structlog
 from anyio import CancelScope
 from anyio.to_thread import run_sync
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from app.blobs import Reading
+from app.blobs import BlobsAwayError, Reading
 from app.errors import Problem
 
 MOST_RANGES = 100
+log = structlog.get_logger()
 _RANGE = re.compile(r"(\d{1,18})-(\d{0,18})|-(\d{1,18})")
 Span = tuple[int, int]
 """From this byte to before that one."""
 
 
 class Download(StreamingResponse):
-    """Closes what it reads, however it ends."""
+    """Closes what it reads, however it ends. Where the store gives no more, the connection ends before Content-Length: so
+    the client knows what it has, and can ask for the rest."""
 
     def __init__(
         self, pieces: Iterator[bytes], close: Callable[[], None], status: int, headers: dict[str, str], media_type: str
@@ -36,6 +39,8 @@ class Download(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
+        except BlobsAwayError as error:
+            log.error("a download broke off", path=scope["path"], error=str(error))
         finally:
             with CancelScope(shield=True):
                 await run_sync(self._close)

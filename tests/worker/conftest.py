@@ -25,7 +25,7 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def embedded_in(folder: Path, url: str, data: Path) -> Iterator[Embedded]:
+def embedded_in(folder: Path, url: str, data: Path, **changes: str) -> Iterator[Embedded]:
     settings = Settings(
         data_dir=folder / "var",
         database_url=url,
@@ -36,6 +36,7 @@ def embedded_in(folder: Path, url: str, data: Path) -> Iterator[Embedded]:
         worker_silent_s=3,
         cancel_grace_s=3,
         checkpoint_s=0.01,
+        **changes,
     )
     db, blobs = Database(settings.sqlalchemy_url), open_blobs(settings)
     blobs.prepare()
