@@ -20,6 +20,8 @@ from worker.workspace import Workspace
 
 AGAIN_S = 5.0
 """After a failure. Sooner where a newer checkpoint is written."""
+LOOKS = 100
+"""At most, for a checkpoint that is whole."""
 log = structlog.get_logger()
 
 
@@ -99,24 +101,27 @@ def fetch(blobs: Blobs, claim: Claim, space: Workspace, newer_than: int) -> list
     """Puts the newest checkpoint of an earlier attempt that is kept, if that attempt is newer than `newer_than`, into the
     place of this attempt's. One that is not what was kept is deleted, and the next one taken. What to tell of it.
     Raises BlobsAwayError, OSError."""
-    warnings = []
+    warnings: list[Warned] = []
     aside = space.folder / "checkpoint.fetched"
-    for one in checkpoints.kept(blobs, claim.tenant_id, claim.job_id):
-        if not newer_than < one.attempt < claim.attempt:
-            continue
+    for _ in range(LOOKS):
+        wanted = [
+            one for one in checkpoints.kept(blobs, claim.tenant_id, claim.job_id) if newer_than < one.attempt < claim.attempt
+        ]
+        if not wanted:
+            break
         try:
-            path = blobs.local(one.key, aside)
-            if sha256_of(path) == one.sha256:
+            path = blobs.local(wanted[0].key, aside)
+            if sha256_of(path) == wanted[0].sha256:
                 _take(path, space.checkpoint)
-                log.info("a checkpoint came from the blob store", job_id=claim.job_id, attempt=one.attempt)
+                log.info("a checkpoint came from the blob store", job_id=claim.job_id, attempt=wanted[0].attempt)
                 break
         except FileNotFoundError:
-            continue  # replaced by a newer one, or deleted, while we looked
+            continue  # its writer, which lost its lease and lives on, has put a newer one in its place: look again
         finally:
             aside.unlink(missing_ok=True)
-        message = f"the checkpoint of attempt {one.attempt} in the blob store is damaged: it was deleted"
-        warnings.append(Warned(code="checkpoint_damaged", message=message, data={"attempt": one.attempt}))
-        blobs.delete(one.key)
+        message = f"the checkpoint of attempt {wanted[0].attempt} in the blob store is damaged: it was deleted"
+        warnings.append(Warned(code="checkpoint_damaged", message=message, data={"attempt": wanted[0].attempt}))
+        blobs.delete(wanted[0].key)
     return warnings
 
 
