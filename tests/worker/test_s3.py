@@ -64,8 +64,10 @@ def test_a_job_whose_machine_is_gone_ends_in_the_same_weights_on_another(over: E
     over.sweep()
 
 
-def test_a_job_that_is_handed_back_goes_on_elsewhere_from_its_very_last_step(over: Embedded, tmp_path: Path):
-    """And not from a newer checkpoint that is damaged."""
+def test_a_job_that_is_handed_back_goes_on_elsewhere_from_its_very_last_step(
+    over: Embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """And not from a newer checkpoint that is damaged. Cancelled, it keeps one for a while: it may be tried again."""
     job_id = over.submit(wake=False, **ENDLESS)
     here, there = over.process(), over.process(data_dir=elsewhere(over))
 
@@ -91,8 +93,16 @@ def test_a_job_that_is_handed_back_goes_on_elsewhere_from_its_very_last_step(ove
     started = over.until_event(job_id, "started", attempt=2)
     assert started.data["resumed_from"] == [last["phase"], last["step"]]
     assert over.until_event(job_id, "warning", attempt=2, words="damaged").data["code"] == "checkpoint_damaged"
-    assert over.job(job_id).status == "cancelled" and over.checkpoints(job_id) == []
+    assert over.job(job_id).status == "cancelled"
     over.sweep()
+    assert kept in over.checkpoints(job_id)
+    service.retry(over.db, EMBEDDED_TENANT, job_id)
+    monkeypatch.setattr("worker.housekeeping.ORPHAN_S", -60)
+    over.sweep()
+    assert kept in over.checkpoints(job_id), "it is alive again"
+    service.cancel(over.db, EMBEDDED_TENANT, job_id)
+    over.sweep()
+    assert over.checkpoints(job_id) == []
 
 
 def test_a_store_that_is_away_for_a_while_fails_no_job(over: Embedded, bucket: Bucket):
