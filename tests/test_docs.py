@@ -53,8 +53,8 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
 @each_page
 def test_every_variable_is_read_by_the_settings_or_the_tests(page: Path) -> None:
     known = {f"MODALBRIDGE_{name.upper()}" for name in Settings.model_fields}
-    known |= set(re.findall(r"MODALBRIDGE_[A-Z_]+", text("tests/conftest.py")))
-    assert set(re.findall(r"MODALBRIDGE_[A-Z_]+", page.read_text(encoding="utf-8"))) - known == set()
+    known |= set(re.findall(r"MODALBRIDGE_[A-Z0-9_]+", text("tests/conftest.py")))
+    assert set(re.findall(r"MODALBRIDGE_[A-Z0-9_]+", page.read_text(encoding="utf-8"))) - known == set()
 
 
 @each_page
