@@ -1,0 +1,107 @@
+"""Breaks a running service at random instants, and counts what came of its jobs.
+
+    python -m tests.chaos --faults 200 --seed 0                                     # SQLite, the broker of files
+    python -m tests.chaos --faults 200 --seed 0 --servers                           # PostgreSQL, Redis, S3
+
+Real processes: front end and two workers; with --servers also a Redis of its own, a database of its own in the PostgreSQL of
+MODALBRIDGE_TEST_POSTGRES, and moto's S3 server behind a proxy that can fail, with a data folder for each process. A client posts jobs all the while, each under an Idempotency-Key until it is answered 202, and cancels
+some. Afterwards every job that was answered 202 must have ended as it should, published at most once, with the weights of an
+undisturbed run, and nothing may be left: no process, no half-written file. Exit code 1 where that is not so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from app import schema
+from app.database import Database
+from app.ids import new_id
+from tests import s3
+from tests.adaptation.conftest import make
+from tests.chaos import campaign
+from tests.chaos.stack import Redis, Stack
+from tests.conftest import POSTGRES
+
+
+@contextmanager
+def database(servers: bool, folder: Path):
+    """The URL of a migrated one, gone afterwards."""
+    if not servers:
+        url = f"sqlite:///{folder / 'modalbridge.db'}"
+        _migrate(url)
+        yield url
+        return
+    administration = sa.create_engine(POSTGRES, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    name = new_id("chaos")
+    with administration.connect() as connection:
+        connection.execute(sa.text(f'CREATE DATABASE "{name}"'))
+    try:
+        url = sa.make_url(POSTGRES).set(database=name).render_as_string(hide_password=False)
+        _migrate(url)
+        yield url
+    finally:
+        with administration.connect() as connection:
+            connection.execute(sa.text(f'DROP DATABASE "{name}" WITH (FORCE)'))
+        administration.dispose()
+
+
+def _migrate(url: str) -> None:
+    db = Database(url)
+    schema.upgrade(db)
+    db.dispose()
+
+
+def carry_out(folder: Path, servers: bool, seed: int, faults: int, pause_s: float) -> campaign.Outcome:
+    data = make(folder / "data")
+    with database(servers, folder) as url, s3.server() if servers else nullcontext() as bucket:
+        stack = Stack(folder, data, url, Redis(folder) if servers else None, bucket("chaos") if servers else None)
+        return campaign.run(stack, data, seed, faults, pause_s, campaign.say)
+
+
+def table(outcome: campaign.Outcome) -> str:
+    """As Markdown."""
+    rows = [("faults", "", sum(outcome.faults.values()))]
+    rows += [("faults", name.replace("_", " "), count) for name, count in sorted(outcome.faults.items())]
+    rows += [("jobs answered 202", "", sum(outcome.jobs.values()))]
+    rows += [("jobs answered 202", name, count) for name, count in sorted(outcome.jobs.items())]
+    rows += [("attempts", name, count) for name, count in outcome.attempts.items()]
+    rows += [("published weights", "the same as an undisturbed run's, bit for bit", outcome.identical)]
+    rows += [("answers", name, count) for name, count in sorted(outcome.answers.items())]
+    rows += [("left by the killed, removed by housekeeping", name, count) for name, count in outcome.swept.items()]
+    rows += [("breaches", "", len(outcome.wrong))]
+    lines = ["| what | which | count |", "|---|---|---|", *(f"| {what} | {which} | {count} |" for what, which, count in rows)]
+    return "\n".join([*lines, *(f"- {words}" for words in outcome.wrong)]) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--servers", action="store_true", help="PostgreSQL, Redis and S3")
+    parser.add_argument("--faults", type=int, default=200)
+    parser.add_argument("--seed", type=int, help="of the faults and the jobs; default: a new one")
+    parser.add_argument("--pause", type=float, default=1.5, help="mean seconds between two faults")
+    parser.add_argument("--keep", type=Path, help="a folder for logs and data that is kept")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    given = parser.parse_args(arguments)
+    seed = random.SystemRandom().randrange(2**32) if given.seed is None else given.seed
+    campaign.say(f"seed {seed}")
+    with tempfile.TemporaryDirectory(prefix="chaos-") as scratch:
+        folder = given.keep or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        outcome = carry_out(folder.resolve(), given.servers, seed, given.faults, given.pause)
+    print(json.dumps(asdict(outcome), indent=1) if given.json else table(outcome))
+    print(f"seed {seed}, {outcome.seconds:.0f} s, {os.cpu_count()} cores", file=sys.stderr)
+    return 1 if outcome.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
