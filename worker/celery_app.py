@@ -12,12 +12,15 @@ import structlog
 from celery import signals
 from sqlalchemy.exc import SQLAlchemyError
 
+from app import logs
 from app.broker import make_celery
 from app.schema import require_current
 from app.settings import Settings
+from worker import metrics
 from worker.housekeeping import Housekeeping
 from worker.process import open_process
 
+logs.configure()
 settings = Settings()
 app = make_celery(settings)
 app.conf.update(include=["worker.tasks"], worker_redirect_stdouts=False)
@@ -31,6 +34,7 @@ def _check(**_: Any) -> None:
     try:
         require_current(process.db)
         process.blobs.prepare()
+        metrics.serve(process.metrics, settings)
     except (RuntimeError, SQLAlchemyError, OSError) as error:
         raise SystemExit(f"the worker cannot start: {error}") from error
 
