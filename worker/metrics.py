@@ -132,6 +132,7 @@ class AttemptMeter:
             case PhaseBegan():
                 self._end_phase()
                 self._phase, self._began_at = event.phase, time.monotonic()
+                self.metrics.phase_seconds.labels(event.phase, self.method)  # at 0 while it lasts, for the same reason
             case Progress():
                 self.images_per_s = event.images_per_s or 0.0
                 self._steps.append((time.monotonic(), event.step))
