@@ -150,9 +150,12 @@ def _wake(worker: WorkerProcess, job_id: str) -> None:
 
 def watch_invariants(worker: WorkerProcess) -> None:
     """What must never be, and is: counted, and said aloud. Where the database cannot be asked, no number is left standing."""
-    worker.metrics.violations.clear()
-    with worker.db.read() as session:
-        found = invariants.violations(session, worker.settings, worker.db.now(session))
+    try:
+        with worker.db.read() as session:
+            found = invariants.violations(session, worker.settings, worker.db.now(session))
+    except Exception:
+        worker.metrics.violations.clear()
+        raise
     for name, number in found.items():
         worker.metrics.violations.labels(name).set(number)
         if number:

@@ -155,7 +155,7 @@ class Attempt:
                     if status is not None and self.heard.waiting:
                         self.heard.write(session, self.claim, now=now)
                 self.heard.written()
-                if time.monotonic() - self.renewed_at > self.settings.lease_s * 2 / 3:
+                if status is not None and time.monotonic() - self.renewed_at > self.settings.lease_s * 2 / 3:
                     self.worker.metrics.late_renewals.inc()
                 self.renewed_at = time.monotonic()
         except AWAY as error:
