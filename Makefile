@@ -37,7 +37,7 @@ migrate: $(READY)  ## Bring the database to the schema of this code
 	@$(BIN)/alembic upgrade head
 
 lock: $(READY)  ## Write the versions at hand into constraints.txt
-	@{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | grep -viE '^(pip|setuptools|wheel|modalbridge|cuda|nvidia|triton)'; } > constraints.new
+	@{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | grep -viE '^(pip|setuptools|wheel|modalbridge|cuda|nvidia-[^m]|triton)'; } > constraints.new
 	@mv constraints.new constraints.txt
 
 clean:  ## Remove the environment and what the service and the demo have stored here

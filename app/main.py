@@ -12,7 +12,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import health, problems
+from app import health, logs, observability, problems
 from app.artifacts import routes as artifacts
 from app.blobs import open_blobs
 from app.broker import make_celery
@@ -27,6 +27,7 @@ from app.spec import JobRequest
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The front end. Refuses to start on a schema that it does not know."""
+    logs.configure()
     settings = settings or Settings()
 
     @asynccontextmanager
@@ -48,9 +49,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.blobs = open_blobs(settings)
     app.state.celery = make_celery(settings)
+    app.state.metrics = observability.Metrics(app.state)
     app.add_middleware(RequestId)
+    app.add_middleware(observability.Counted, metrics=app.state.metrics)
     problems.install(app)
-    for router in (jobs.router, artifacts.router, source_models.router, health.router):
+    for router in (jobs.router, artifacts.router, source_models.router, health.router, observability.router):
         app.include_router(router)
 
     @app.get("/", include_in_schema=False)

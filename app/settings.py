@@ -64,6 +64,11 @@ class Settings(BaseSettings):
     checkpoint_s: float = Field(30, gt=0, le=60)
     """At most this long between two checkpoints."""
 
+    metrics_port: int = Field(0, ge=0, le=65535)
+    """A worker tells its numbers to Prometheus at this port. 0: it does not."""
+    metrics_host: str = "127.0.0.1"
+    """Address that a worker's metrics_port is opened on."""
+
     @field_validator("blobs_url")
     @classmethod
     def _blobs_are_a_bucket(cls, value: str) -> str:

@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 import uvicorn
 
-from app import schema
+from app import logs, schema
 from app.blobs import Blobs
 from app.database import Database
 from app.ids import new_id
@@ -25,6 +25,7 @@ from app.settings import Settings
 from tests import s3
 
 POSTGRES = os.environ.get("MODALBRIDGE_TEST_POSTGRES", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
+logs.configure()  # as every process of the service does
 BOTH = [pytest.param("sqlite"), pytest.param("postgres", marks=pytest.mark.postgres)]
 
 

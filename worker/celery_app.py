@@ -12,13 +12,16 @@ import structlog
 from celery import signals
 from sqlalchemy.exc import SQLAlchemyError
 
+from app import logs
 from app.blobs import BlobsAwayError
 from app.broker import make_celery
 from app.schema import require_current
 from app.settings import Settings
+from worker import metrics
 from worker.housekeeping import Housekeeping
 from worker.process import open_process
 
+logs.configure()
 settings = Settings()
 app = make_celery(settings)
 app.conf.update(include=["worker.tasks"], worker_redirect_stdouts=False)
@@ -33,6 +36,7 @@ def _check(**_: Any) -> None:
         require_current(process.db)
         process.blobs.prepare()
         process.blobs.check()
+        metrics.serve(process.metrics, settings)
     except (RuntimeError, SQLAlchemyError, OSError, BlobsAwayError) as error:
         raise SystemExit(f"the worker cannot start: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 
 import sqlalchemy as sa
@@ -32,6 +33,7 @@ def drain(worker: WorkerProcess) -> int:
             job = supervisor.run(worker, claim)
             log.info("attempt ends", job_id=claim.job_id, attempt=claim.attempt, status=job.status if job else "lost")
         finally:
+            worker.heard_at = time.monotonic()
             worker.job_id = None
         ran += 1
     return ran

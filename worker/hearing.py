@@ -19,6 +19,7 @@ from app.jobs.table import Job
 from worker.adaptation.events import (
     Checkpointed,
     DataRead,
+    Event,
     Failed,
     Logged,
     Metric,
@@ -59,13 +60,14 @@ class Hearing:
     def waiting(self) -> bool:
         return bool(self.rows or self.metrics or self.phase or self.progress)
 
-    def hear(self, line: bytes) -> None:
+    def hear(self, line: bytes) -> Event | None:
+        """What the line says; None: it is no event."""
         try:
             # PostgreSQL stores no null character, in text or in JSON.
             event = parse(line.replace(b"\\u0000", b"\\ufffd"))
         except ValidationError:
             self.log(f"not an event: {line[:500].decode('utf-8', 'replace').rstrip()}")
-            return
+            return None
         match event:
             case Progress():
                 self.progress = document(event)
@@ -95,6 +97,7 @@ class Hearing:
                 self.failed = problem(document(event)["problem"])
             case Result():
                 self.result = event
+        return event
 
     def warn(self, event: Warned) -> None:
         self.rows.append(("warning", event.message, document(event)))

@@ -21,10 +21,10 @@ from app import broker
 from app.artifacts.table import Artifact
 from app.blobs import ABANDONED_S
 from app.jobs import checkpoints, lifecycle, queries
-from app.jobs.states import TERMINAL
+from app.jobs.states import TERMINAL, Status
 from app.jobs.table import Job, Worker
 from app.source_models.table import SourceModel
-from worker import workspace
+from worker import invariants, workspace
 from worker.beside import Call
 from worker.process import WorkerProcess
 
@@ -32,6 +32,10 @@ LEAVE_S = 5.0
 """For a sweep that is under way when the worker stops."""
 SWEEP_S = 600.0
 """Between two sweeps of the disk, which cost more than a look at the database."""
+WATCH_S = 60.0
+"""Between two looks at the invariants."""
+KNOCK_S = 30.0
+"""A worker that has heard nothing for this long asks for a proof that it hears."""
 ORPHAN_S = 3600.0
 """A blob is kept before its row is committed: younger than this, it may be about to be named."""
 SILENT_S = 24 * 3600.0
@@ -63,19 +67,23 @@ class Housekeeping:
             _attempt(leave, self.worker)
 
     def _run(self) -> None:
-        swept_at = None
+        swept_at = watched_at = None
         while not self._stop.is_set():
             look(self.worker)
+            if watched_at is None or time.monotonic() - watched_at >= WATCH_S:
+                _attempt(watch_invariants, self.worker)
+                watched_at = time.monotonic()
             # Beside this thread: a blob store that hangs must not make this worker fall silent.
             if self._sweep is None or (self._sweep.ended(0) and time.monotonic() - swept_at >= SWEEP_S):
                 self._sweep = Call(lambda: sweep(self.worker), "sweep")
                 swept_at = time.monotonic()
+            self.worker.metrics.passed()
             self._stop.wait(self.worker.settings.housekeeping_s)
 
 
 def look(worker: WorkerProcess) -> None:
     """Every few seconds: what other workers and waiting jobs depend on."""
-    for part in (heartbeat, expire_leases, wake_idle_workers):
+    for part in (heartbeat, expire_leases, wake_idle_workers, knock):
         _attempt(part, worker)
 
 
@@ -90,6 +98,7 @@ def _attempt(part: Callable[[WorkerProcess], None], worker: WorkerProcess) -> No
         part(worker)
     except Exception:
         log.exception("a part of housekeeping failed; the next pass tries it again", part=part.__name__)
+        worker.metrics.failures.labels(part.__name__).inc()
 
 
 def heartbeat(worker: WorkerProcess) -> None:
@@ -122,6 +131,8 @@ def expire_leases(worker: WorkerProcess) -> None:
         changed = lifecycle.expire_leases(session, most=given.max_lost_attempts, backoff=backoff, now=worker.db.now(session))
     for job in changed:
         log.warning("a lease ran out", job_id=job.id, attempt=job.attempt, status=job.status)
+        ended = ("cancelled", "") if job.status == Status.CANCELLED else ("lost", "worker_silent")
+        worker.metrics.attempts.labels(*ended).inc()
 
 
 def wake_idle_workers(worker: WorkerProcess) -> None:
@@ -134,7 +145,35 @@ def wake_idle_workers(worker: WorkerProcess) -> None:
         waiting = sa.select(Job.id).where(*lifecycle.claimable(now)).order_by(Job.queued_at, Job.id).limit(idle)
         job_ids = session.scalars(waiting).all()
     for job_id in job_ids:
-        broker.wake(worker.celery, job_id)
+        _wake(worker, job_id)
+
+
+def knock(worker: WorkerProcess) -> None:
+    """A message with no job behind it, from an idle worker that has heard none for a while. Some idle worker hears it, and in
+    the long run each hears one: a worker that never does is deaf, however alive its process looks."""
+    now = time.monotonic()
+    if worker.job_id is None and min(now - worker.heard_at, now - worker.knocked_at) > KNOCK_S:
+        worker.knocked_at = now
+        _wake(worker, "none")
+
+
+def _wake(worker: WorkerProcess, job_id: str) -> None:
+    sent = broker.wake(worker.celery, job_id)
+    worker.metrics.wake_ups_sent.labels("sent" if sent else "failed").inc()
+
+
+def watch_invariants(worker: WorkerProcess) -> None:
+    """What must never be, and is: counted, and said aloud. Where the database cannot be asked, no number is left standing."""
+    try:
+        with worker.db.read() as session:
+            found = invariants.violations(session, worker.settings, worker.db.now(session))
+    except Exception:
+        worker.metrics.violations.clear()
+        raise
+    for name, number in found.items():
+        worker.metrics.violations.labels(name).set(number)
+        if number:
+            log.error("an invariant is violated", invariant=name, violations=number)
 
 
 def remove_work_folders(worker: WorkerProcess) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 from celery import Celery
@@ -10,6 +11,7 @@ from app.blobs import Blobs, open_blobs
 from app.database import Database
 from app.ids import new_id
 from app.settings import Settings
+from worker.metrics import WorkerMetrics
 
 
 @dataclass
@@ -24,6 +26,15 @@ class WorkerProcess:
     stop_asked: bool = False
     """Set by a signal handler, and polled. A plain attribute: taking an Event's lock inside a handler can deadlock with
     the very thread that was interrupted while it held it."""
+    heard_at: float = field(default_factory=time.monotonic)
+    """When it last had proof that it consumes: a message, or the end of a job, during which it hears none."""
+    knocked_at: float = field(default_factory=time.monotonic)
+    """When it last asked for such a proof."""
+    metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
+
+    def __post_init__(self) -> None:
+        self.metrics.busy.set_function(lambda: self.job_id is not None)
+        self.metrics.silent.set_function(lambda: 0.0 if self.job_id else time.monotonic() - self.heard_at)
 
 
 def open_process(settings: Settings, celery: Celery) -> WorkerProcess:

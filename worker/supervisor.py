@@ -37,6 +37,7 @@ from worker.adaptation.events import Result, Warned
 from worker.beside import Call
 from worker.child import Child
 from worker.hearing import Hearing, document
+from worker.metrics import AttemptMeter
 from worker.process import WorkerProcess
 from worker.workspace import Workspace
 
@@ -64,13 +65,16 @@ class GaveUpError(Exception):
 def run(worker: WorkerProcess, claim: Claim) -> Job | None:
     """Runs a claimed job to the end of this attempt. The job as it was left; None: it was lost to another."""
     attempt = Attempt(worker, claim)
+    job = None
     try:
         job = attempt.run()
     except DatabaseAwayError:
         log.warning("the database is away and the worker stops: the lease is left to run out", job_id=claim.job_id)
+        attempt.meter.lost_by = "database_away"
         return None
     finally:
         attempt.close()
+        attempt.meter.end(job)
     if job is None:
         log.warning("the job was lost: nothing of this attempt is kept", job_id=claim.job_id, attempt=claim.attempt)
     elif job.status in TERMINAL:
@@ -88,6 +92,7 @@ class Attempt:
         self.lease = timedelta(seconds=self.settings.lease_s)
         self.tick_s = min(TICK_S, self.settings.lease_s / 6)
         self.heard = Hearing()
+        self.meter = AttemptMeter(worker.metrics)
         self.child: Child | None = None
         self.sender: checkpoints.Sender | None = None
         self.status = Status.RUNNING
@@ -101,10 +106,13 @@ class Attempt:
             space = workspace.prepare(self.settings.work_dir, self.claim.job_id, self.claim.attempt)
             if (spec := self._brought(space)) is None:
                 return None
+            self.meter.method = spec.method
             space.spec.write_text(spec.model_dump_json(), encoding="utf-8")
             self.sender = checkpoints.Sender(self.worker.blobs, self.claim, space)
             self.child = Child(self._command(space), space.out, self._environment(space), space.stderr)
             code = self._supervise(self.child)
+            stopped = self.lost or self.timed_out or self.asked_at is not None
+            self.meter.child_ended(code, signal_name(-code) if code < 0 else None, by_worker=stopped)
             return None if self.lost else self._end(code, space)
         except DatabaseAwayError:
             raise
@@ -118,7 +126,7 @@ class Attempt:
             self.close()
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 return self._fail(Problem("disk_full", f"the supervisor could not write: {error.strerror}"))
-            return self._lose(f"its supervisor failed: {type(error).__name__}")
+            return self._lose("supervisor", f"its supervisor failed: {type(error).__name__}")
 
     def close(self) -> None:
         if self.child is not None:
@@ -137,7 +145,7 @@ class Attempt:
             else:
                 written = self.heard.checkpoints
                 for line in child.lines(self.tick_s):
-                    self.heard.hear(line)
+                    self.meter.hear(self.heard.hear(line))
                     if self.heard.full:
                         break
                 if self.sender is not None and self.heard.checkpoints > written:
@@ -170,6 +178,8 @@ class Attempt:
                     if status is not None and self.heard.waiting:
                         self.heard.write(session, self.claim, now=now)
                 self.heard.written()
+                if status is not None and time.monotonic() - self.renewed_at > self.settings.lease_s * 2 / 3:
+                    self.worker.metrics.late_renewals.inc()
                 self.renewed_at = time.monotonic()
         except AWAY as error:
             log.warning("the database is away: the job goes on", job_id=self.claim.job_id, error=str(error)[:300])
@@ -239,7 +249,7 @@ class Attempt:
         heard.log(f"the process's last words:\n{words}" if words else "the process died without a word")
         if code < 0:
             self._hand_over()
-            return self._lose(f"its process was killed by {signal_name(-code)}")
+            return self._lose(signal_name(-code), f"its process was killed by {signal_name(-code)}")
         return self._fail(Problem("child_died", f"exit code {code} and no result"))
 
     def _hand_over(self) -> None:
@@ -278,7 +288,8 @@ class Attempt:
     def _fail(self, problem: Problem) -> Job | None:
         return self._finish(lambda session, claim, *, now: lifecycle.fail(session, claim, problem.document(), now=now))
 
-    def _lose(self, reason: str) -> Job | None:
+    def _lose(self, cause: str, reason: str) -> Job | None:
+        self.meter.lost_by = cause
         given = {"most": self.settings.max_lost_attempts, "backoff": timedelta(seconds=self.settings.lost_backoff_s)}
         return self._finish(lambda session, claim, *, now: lifecycle.lose(session, claim, reason, **given, now=now))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from app.broker import WAKE
 from worker.celery_app import app, process
 from worker.draining import drain
@@ -11,4 +13,6 @@ from worker.draining import drain
 def wake(job_id: str) -> None:
     """Which job the message names does not matter: the oldest queued one is next. So one that comes twice finds
     nothing to do, and one that is lost is made good by any other."""
+    process.heard_at = time.monotonic()
+    process.metrics.wake_ups_heard.inc()
     drain(process)

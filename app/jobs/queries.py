@@ -78,5 +78,16 @@ def queued(session: Session) -> int:
     return session.scalar(sa.select(sa.func.count()).where(Job.status == Status.QUEUED)) or 0
 
 
+def by_status(session: Session) -> dict[str, int]:
+    """How many jobs there are in each state that any is in."""
+    return {status: number for status, number in session.execute(sa.select(Job.status, sa.func.count()).group_by(Job.status))}
+
+
+def waiting_since(session: Session) -> datetime | None:
+    """When the queued job that has waited longest began to wait: a queued row was last changed by what queued it, at first or
+    again, while queued_at keeps its first place in the queue."""
+    return session.scalar(sa.select(sa.func.min(Job.updated_at)).where(Job.status == Status.QUEUED))
+
+
 def workers_seen_since(session: Session, since: datetime) -> Sequence[Worker]:
     return session.scalars(sa.select(Worker).where(Worker.last_seen_at >= since)).all()

@@ -31,6 +31,7 @@ def test_the_contract_is_all_there(document: dict[str, Any]) -> None:
         "get /jobs/{job_id}/events", "get /jobs/{job_id}/metrics", "get /jobs/{job_id}/artifacts",
         "get /jobs/{job_id}/artifacts/{name}", "get /jobs/{job_id}/model", "post /source-models", "get /source-models",
         "get /source-models/{model_id}", "delete /source-models/{model_id}", "get /healthz", "get /readyz",
+        "get /metrics",
     }  # fmt: skip
 
 

@@ -125,14 +125,14 @@ class Embedded:
         housekeeping.sweep(self.process())
 
     @contextmanager
-    def worker(self, **changes: Any) -> Iterator[subprocess.Popen[bytes]]:
+    def worker(self, queues: str = "jobs", **changes: Any) -> Iterator[subprocess.Popen[bytes]]:
         """A real one, as `make worker` starts it. At the end it is asked to stop, unless the test has seen to its end."""
         settings = self.settings.model_copy(update=changes)
         env = {key: value for key, value in os.environ.items() if not key.startswith("MODALBRIDGE_")} | {"OMP_NUM_THREADS": "1"}
         for name, value in settings.model_dump(mode="json").items():
             env[f"MODALBRIDGE_{name.upper()}"] = os.pathsep.join(value) if isinstance(value, list) else str(value)
         command = [sys.executable, "-W", "ignore", "-m", "celery", "--app", "worker.celery_app", "worker", "--pool", "solo"]
-        command += ["--concurrency", "1", "--queues", "jobs", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+        command += ["--concurrency", "1", "--queues", queues, "--without-gossip", "--without-mingle", "--without-heartbeat"]
         with (self.settings.data_dir / "workers.log").open("ab") as log:
             running = subprocess.Popen(command, env=env, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
         self.workers.append(running)

@@ -163,6 +163,8 @@ def test_a_part_that_fails_keeps_no_other_from_running(embedded: Embedded, capsy
     housekeeping.look(worker)
     assert messages(embedded) == 1
     assert "wake-up not sent" in capsys.readouterr().out
+    name, of = "modalbridge_worker_wake_ups_sent_total", worker.metrics.registry
+    assert [of.get_sample_value(name, {"outcome": outcome}) for outcome in ("sent", "failed")] == [1, 1]
 
 
 def test_the_thread_outlives_a_database_that_is_away_and_ends_when_asked(embedded: Embedded, capsys):

@@ -34,6 +34,7 @@ from tests.worker.conftest import embedded_in
 from tests.worker.embedded import ENDLESS, QUICK, Embedded, child_of, gone, processes_that_name, wait_for
 from worker import housekeeping, supervisor, workspace
 from worker.draining import claim_next, drain
+from worker.process import WorkerProcess
 
 
 @contextmanager
@@ -54,6 +55,10 @@ def meanwhile(step: Callable[[], None]) -> Iterator[None]:
     assert not thread.is_alive()
     if raised:
         raise raised[0]
+
+
+def counted(worker: WorkerProcess, name: str, **labels: str) -> float | None:
+    return worker.metrics.registry.get_sample_value(f"modalbridge_worker_{name}_total", labels)
 
 
 def test_a_job_from_claim_to_published_model(embedded_both: Embedded):
@@ -154,9 +159,12 @@ def test_without_data_roots_nothing_may_be_read(embedded: Embedded):
 
 def test_the_time_limit_ends_the_job(embedded: Embedded):
     job_id = embedded.submit(wake=False, **ENDLESS)
-    drain(embedded.process(job_time_limit_s=1.0))
+    worker = embedded.process(job_time_limit_s=1.0)
+    drain(worker)
     job = embedded.job(job_id)
     assert (job.status, job.error["code"]) == ("failed", "time_limit")
+    assert counted(worker, "attempts", outcome="failed", cause="time_limit") == 1
+    assert counted(worker, "child_exits", cause="ended_by_worker") == 1
 
 
 def test_a_cancelled_job_is_stopped_and_publishes_nothing(embedded: Embedded):
@@ -202,6 +210,7 @@ def test_a_worker_that_stops_hands_its_job_back(embedded: Embedded):
     job = embedded.job(job_id)
     assert (job.status, job.lost_attempts, job.worker_id) == ("queued", 0, None)
     assert "handed back" in embedded.story(job_id)
+    assert counted(worker, "attempts", outcome="handed_back", cause="") == 1
     assert list(workspace.jobs_here(worker.settings.work_dir)) == [job_id], "its checkpoint stays for the next attempt"
     service.cancel(embedded.db, EMBEDDED_TENANT, job_id)
     housekeeping.remove_work_folders(worker)
@@ -216,14 +225,17 @@ def test_a_process_that_is_killed_is_a_lost_attempt_and_three_are_the_end(embedd
             embedded.until_event(job_id, "checkpoint", attempt=attempt)
             os.kill(child_of(embedded, job_id, attempt), signal.SIGKILL)
 
+    worker = embedded.process()
     with meanwhile(kill):
-        assert drain(embedded.process()) == 3
+        assert drain(worker) == 3
     job = embedded.job(job_id)
     assert (job.status, job.error["code"], job.lost_attempts, job.attempt) == ("failed", "attempts_exhausted", 3, 3)
     assert "SIGKILL" in job.error["detail"]
     resumed = [event.data["resumed_from"] for event in embedded.events(job_id, "started")]
     assert resumed[0] is None and resumed[1] is not None and resumed[2] is not None
     assert resumed[2][1] > resumed[1][1] > 0, "each went on where the last one was"
+    assert counted(worker, "attempts", outcome="lost", cause="SIGKILL") == 3
+    assert counted(worker, "child_exits", cause="SIGKILL") == 3
 
 
 def test_an_attempt_that_has_lost_its_lease_writes_nothing_more(embedded: Embedded):
@@ -240,6 +252,7 @@ def test_an_attempt_that_has_lost_its_lease_writes_nothing_more(embedded: Embedd
 
     with meanwhile(take_over):
         assert supervisor.run(worker, claim) is None
+    assert counted(worker, "attempts", outcome="lost", cause="lease") == 1
     story = embedded.story(job_id)
     time.sleep(0.2)
     assert embedded.story(job_id) == story
@@ -352,10 +365,12 @@ def test_the_database_goes_away_for_a_while_and_the_job_goes_on(
             connections(True)
             assert number
 
+        worker = embedded.process()
         with meanwhile(interrupt):
-            drain(embedded.process())
+            drain(worker)
         job = embedded.job(job_id)
         assert (job.status, job.attempt) == ("succeeded", 1)
+        assert counted(worker, "lease_renewals_late") >= 1
         phases = [event.message for event in embedded.events(job_id, "phase")]
         assert phases == ["preparing", "bridging", "transferring", "evaluating", "publishing"], "nothing it said was lost"
     administration.dispose()

@@ -1,0 +1,33 @@
+"""GPU series are there where a GPU is, and nowhere else."""
+
+from __future__ import annotations
+
+import pynvml
+import pytest
+
+from worker.gpus import Gpus
+
+
+def samples(gpus: Gpus) -> dict[str, list[tuple[str, float]]]:
+    return {
+        family.name.removeprefix("modalbridge_worker_gpu_"): [(sample.labels["gpu"], sample.value) for sample in family.samples]
+        for family in gpus.collect()
+    }
+
+
+@pytest.mark.parametrize("visible", ["", "-1", "GPU-00000000-0000-0000-0000-000000000000"])
+def test_what_is_not_visible_has_no_series(visible: str):
+    assert samples(Gpus(visible)) == {"memory_used_bytes": [], "memory_total_bytes": [], "utilisation_ratio": []}
+
+
+@pytest.mark.gpu
+def test_a_gpu_tells_its_memory_and_how_busy_it_is():
+    found = samples(Gpus(None))
+    pynvml.nvmlInit()
+    uuids = [pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(n)) for n in range(pynvml.nvmlDeviceGetCount())]
+    assert [uuid for uuid, _ in found["memory_total_bytes"]] == uuids
+    for (uuid, used), (_, total) in zip(found["memory_used_bytes"], found["memory_total_bytes"], strict=True):
+        assert 0 < used < total, uuid
+    assert all(0 <= share <= 1 for _, share in found["utilisation_ratio"])
+    assert samples(Gpus("0"))["memory_total_bytes"] == samples(Gpus(uuids[0]))["memory_total_bytes"]
+    assert samples(Gpus(f"{uuids[0]},nonsense,0"))["memory_total_bytes"] == found["memory_total_bytes"][:1]

@@ -1,0 +1,67 @@
+"""The GPUs that this worker's jobs may use, asked at each scrape by way of the driver's NVML: no torch, no CUDA context. Without a
+driver, or without GPUs, there are no series."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pynvml
+import structlog
+from prometheus_client.core import GaugeMetricFamily
+
+log = structlog.get_logger()
+
+
+class Gpus:
+    """visible: CUDA_VISIBLE_DEVICES; None: all of the machine's."""
+
+    def __init__(self, visible: str | None) -> None:
+        try:
+            pynvml.nvmlInit()
+            self.handles = dict(_visible(visible))
+        except pynvml.NVMLError as error:
+            log.info("no GPU metrics", reason=str(error))
+            self.handles = {}
+
+    def describe(self) -> tuple[GaugeMetricFamily, ...]:
+        return (
+            GaugeMetricFamily("modalbridge_worker_gpu_memory_used_bytes", "Of a GPU, by everyone on it.", labels=["gpu"]),
+            GaugeMetricFamily("modalbridge_worker_gpu_memory_total_bytes", "Of a GPU.", labels=["gpu"]),
+            GaugeMetricFamily(
+                "modalbridge_worker_gpu_utilisation_ratio", "Share of the time that a GPU computed, by NVML.", labels=["gpu"]
+            ),
+        )
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        used, total, utilisation = self.describe()
+        for uuid, handle in self.handles.items():
+            try:
+                memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+                used.add_metric([uuid], memory.used)
+                total.add_metric([uuid], memory.total)
+                utilisation.add_metric([uuid], pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100)
+            except pynvml.NVMLError_NotSupported:
+                continue  # a part of a GPU (MIG) has a memory, and no utilisation of its own
+            except pynvml.NVMLError as error:
+                log.warning("a GPU does not answer", gpu=uuid, error=str(error))
+        yield from (used, total, utilisation)
+
+
+def _visible(visible: str | None) -> Iterator[tuple[str, Any]]:
+    """UUID -> handle, as CUDA takes the list: numbers or UUIDs, up to the first that is neither."""
+    if visible is None:
+        named: list[Any] = [pynvml.nvmlDeviceGetHandleByIndex(n) for n in range(pynvml.nvmlDeviceGetCount())]
+    else:
+        named = []
+        for name in filter(None, (part.strip() for part in visible.split(","))):
+            try:
+                by_number = name.isascii() and name.isdigit()
+                named.append(
+                    pynvml.nvmlDeviceGetHandleByIndex(int(name)) if by_number else pynvml.nvmlDeviceGetHandleByUUID(name)
+                )
+            except pynvml.NVMLError as error:
+                log.warning("no GPU metrics from here on in CUDA_VISIBLE_DEVICES", name=name, error=str(error))
+                break
+    for handle in named:
+        yield pynvml.nvmlDeviceGetUUID(handle), handle
