@@ -12,31 +12,53 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from app.errors import Problem
 from app.jobs import lifecycle
+from app.jobs.table import Job
 from app.settings import Settings
+from app.source_models.table import SourceModel
 from blocking import Blocking
 from faults import Proxy, proxy_to
 from modalbridge import AsyncClient, Client, Retries
-from tests.app.conftest import data, request_body, safetensors
-from tests.conftest import Service, data_root, new_database_url, serving, sqlite_template
+from tests.app.conftest import make_data, request_body, safetensors
+from tests.conftest import Service, serving, sqlite_template
 
-__all__ = ["data", "data_root", "new_database_url", "request_body", "sqlite_template"]
+__all__ = ["request_body", "sqlite_template"]
 
 CLIENT = Path(__file__).parents[1]
 QUICK = Retries(first_s=0.02, most_s=0.1)
 LEASE = timedelta(seconds=60)
 
 
-@pytest.fixture
-def service(new_database_url: Callable[[str], str], tmp_path: Path, data_root: Path) -> Iterator[Service]:
-    """Over SQLite: the client cannot tell."""
-    settings = Settings(
-        data_dir=tmp_path / "var", database_url=new_database_url("sqlite"), data_roots=(data_root,), max_upload_bytes=2**20
-    )
-    with serving(settings) as running:
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="session")
+def data(data_root: Path) -> Path:
+    """Read only."""
+    return make_data(data_root)
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, data_root: Path) -> Iterator[Service]:
+    """One front end for all tests, over SQLite: the client cannot tell."""
+    folder = tmp_path_factory.mktemp("var")
+    (folder / "modalbridge.db").write_bytes(sqlite_template.read_bytes())
+    with serving(Settings(data_dir=folder, data_roots=(data_root,), max_upload_bytes=2**16)) as running:
         yield running
+
+
+@pytest.fixture
+def service(served: Service) -> Iterator[Service]:
+    """Empty at each test's beginning."""
+    yield served
+    with served.db.write() as session:
+        for table in (Job, SourceModel):  # the rest is deleted along with its job
+            session.execute(sa.delete(table))
 
 
 @pytest.fixture
@@ -86,12 +108,12 @@ class Jobs:
     """Jobs in the states that a worker brings them to, by the worker's own functions."""
 
     service: Service
+    client: Client
     body: dict[str, Any]
     weights: Path
 
     def queued(self, **changes: Any) -> str:
-        with Client(self.service.url) as client:
-            return client.jobs.submit(self.body | changes, self.weights).id
+        return self.client.jobs.submit(self.body | changes, self.weights).id
 
     def claimed(self) -> lifecycle.Claim:
         """The job that has been queued longest, running."""
@@ -134,9 +156,15 @@ class Jobs:
         return claim.job_id
 
 
+@pytest.fixture(scope="session")
+def submitter(served: Service) -> Iterator[Client]:
+    with Client(served.url) as client:
+        yield client
+
+
 @pytest.fixture
-def jobs(service: Service, request_body: dict[str, Any], weights: Path) -> Jobs:
-    return Jobs(service, request_body, weights)
+def jobs(service: Service, submitter: Client, request_body: dict[str, Any], weights: Path) -> Jobs:
+    return Jobs(service, submitter, request_body, weights)
 
 
 @pytest.fixture

@@ -372,8 +372,8 @@ def test_the_schema_is_that_of_the_job_file(service: Service, job_file: Path, re
 def test_help_version_and_completion_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Exit codes" in CliRunner().invoke(app, ["--help"]).stdout
     assert CliRunner().invoke(app, ["--version"]).stdout.strip()
-    for command in (*(one.name or one.callback.__name__ for one in app.registered_commands), "models"):
-        assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
+    assert "--idempotency-key" in CliRunner().invoke(app, ["submit", "--help"], env={"COLUMNS": "120"}).stdout
+    assert "upload" in CliRunner().invoke(app, ["models"]).output
     done = subprocess.run(
         [sys.executable, "-c", "from modalbridge.cli.app import main; main()"],
         env=os.environ

@@ -117,7 +117,7 @@ def test_an_upload_that_the_service_does_not_take_is_refused(
     client: Client, request_body: dict[str, Any], tmp_path: Path
 ) -> None:
     large = tmp_path / "large.safetensors"
-    large.write_bytes(bytes(9 * 2**20))
+    large.write_bytes(bytes(2 * 2**20))
     with pytest.raises(Invalid) as caught:
         client.jobs.submit(request_body, large)
     assert caught.value.code == "payload_too_large"

@@ -18,11 +18,11 @@ from app.spec import JobRequest
 from conftest import CLIENT
 from modalbridge import Client
 from tests.adaptation.conftest import CLASSES, SIZE
-from tests.conftest import serving
+from tests.conftest import new_database_url, serving
 from tests.worker.conftest import embedded, environment, small_data
 from tests.worker.embedded import Embedded, wait_for
 
-__all__ = ["embedded", "environment", "small_data"]
+__all__ = ["embedded", "environment", "new_database_url", "small_data"]
 
 PAGE = (CLIENT.parent / "docs/client.md").read_text(encoding="utf-8")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
