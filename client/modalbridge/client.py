@@ -104,7 +104,7 @@ class Jobs:
 
     def wait(self, job: str | JobState, timeout: float | None = None, on_progress: Callable[[Job], Any] | None = None) -> Job:
         """The job once it has succeeded. on_progress is called with the job as it is, and after each change. An outage of the
-        service of some minutes is waited through. Raises JobFailed, JobCancelled; Timeout, after which the job goes on."""
+        service of a minute is waited through. Raises JobFailed, JobCancelled; Timeout, after which the job goes on."""
         return self._run(job_calls.wait(self._made, self._retries, job, timeout, on_progress))
 
     def events(self, job: str | JobState, after: int = 0, *, follow: bool = True) -> Iterator[Event]:

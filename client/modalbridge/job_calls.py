@@ -22,7 +22,7 @@ Made = Callable[[Mapping[str, Any]], J]
 HELD_S = 30
 """Of a poll that waits for a change. The service may hold for less."""
 OUTAGE_ATTEMPTS = 15
-"""Of one poll while waiting: with the default pauses, some three minutes in which the service may be away."""
+"""Of one poll while waiting: with the default pauses, well over a minute in which the service may be away."""
 _MODEL_ID = re.compile(r"model_[0-9a-z]{26}")
 
 
@@ -37,14 +37,14 @@ def submit(
     source_model: str | Path | None,
     idempotency_key: str | None,
 ) -> Steps[J]:
-    body = dict(as_document(request))
-    # One key for all attempts of this call: if an answer is lost, the next attempt gets the job of the first.
-    headers = {"Idempotency-Key": idempotency_key or f"modalbridge-client-{uuid.uuid4()}"}
-    post = Request("POST", "/jobs", headers=headers, json=body, repeatable=True)
+    body, upload = dict(as_document(request)), None
     if isinstance(source_model, str) and _MODEL_ID.fullmatch(source_model):
         body["source_model"] = {"id": source_model}
     elif source_model is not None:
-        post = replace(post, upload=Upload("request", "source_model", Path(source_model)), held_s=60)
+        upload = Upload("request", "source_model", Path(source_model))
+    # One key for all attempts of this call: if an answer is lost, the next attempt gets the job of the first.
+    headers = {"Idempotency-Key": idempotency_key or f"modalbridge-client-{uuid.uuid4()}"}
+    post = Request("POST", "/jobs", headers=headers, json=body, upload=upload, held_s=60 if upload else 0, repeatable=True)
     answer = yield from answered(post, retries)
     return made(answer.document())
 

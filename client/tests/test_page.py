@@ -29,8 +29,8 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SCALING = {"kind": "millimetres", "high": 5000}
 SETTINGS = {
     "precision": "fp32",
-    "bridging": {"steps": 12, "batch_size": 8, "validate_every": 4},
-    "transfer": {"epochs": 3, "batch_size": 16},
+    "bridging": {"steps": 4, "batch_size": 8, "validate_every": 2},
+    "transfer": {"epochs": 1, "batch_size": 16},
 }
 
 pytestmark = pytest.mark.acceptance
