@@ -17,7 +17,7 @@ QUIET_S = 45
 """The service says that it is still there every 15 s."""
 BARREN = 2
 """Streams in a row that gave no event, after which pages are read instead: something on the way may be holding streams back."""
-BETWEEN_PAGES_S = 5.0
+BETWEEN_PAGES_S = 2.0
 
 
 @dataclass
@@ -45,9 +45,9 @@ def events(retries: Retries, job: str | JobState, after: int, follow: bool) -> S
         if answer.status != 304:
             etag = answer.headers.get("etag", "")
             follow = not JobState.read(answer.document()).finished
-        # After the state: what was said before the end is there by now.
-        yield from _paged(retries, job, seen)
-    yield from _paged(retries, job, seen)
+        if follow and barren >= BARREN:
+            yield from _paged(retries, job, seen)
+    yield from _paged(retries, job, seen)  # after the final state: all that was said is there
 
 
 def _paged(retries: Retries, job: str | JobState, seen: _Seen) -> Steps[None]:

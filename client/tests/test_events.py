@@ -37,12 +37,17 @@ def test_events_are_followed_to_the_end_of_the_job(client: Client, jobs: Jobs) -
 def test_a_broken_stream_goes_on_after_the_last_event(faulty: Client, proxy: Proxy, jobs: Jobs) -> None:
     claim = jobs.running()
     say(jobs, claim.job_id, *(f"line {n}" for n in range(30)))
-    jobs.succeed(claim)
-    streaming = f"GET /jobs/{claim.job_id}/events"
+    streaming = f"GET /jobs/{claim.job_id}/events "
     proxy.faults += [(streaming, cut(1500)), (streaming, cut(900)), (streaming, instead(503, {"Retry-After": "0"}))]
-    came = [event.seq for event in faulty.jobs.events(claim.job_id)]
+    came = []
+    for event in faulty.jobs.events(claim.job_id):
+        came.append(event.seq)
+        if event.seq == 32:
+            jobs.succeed(claim)
     assert came == list(range(1, 34))
     assert proxy.faults == []
+    last = [int(line.removeprefix(streaming)) for line in proxy.seen if line.startswith(streaming)]
+    assert last[0] == 0 < last[1] < last[2] == last[3] < 32
 
 
 def test_where_streams_do_not_get_through_pages_are_read(faulty: Client, proxy: Proxy, jobs: Jobs) -> None:
@@ -63,15 +68,15 @@ def test_streams_that_give_nothing_are_given_up(faulty: Client, proxy: Proxy, jo
     nothing = instead(200, {"Content-Type": "text/event-stream"}, b"retry: 1000\n\n")
     proxy.faults += [(streaming, nothing), (streaming, cut(0)), (streaming, nothing)]
 
-    def end() -> None:
-        say(jobs, claim.job_id, "said at the last")
-        jobs.succeed(claim)
-
-    timer = threading.Timer(1, end)
+    timer = threading.Timer(0.5, say, [jobs, claim.job_id, "said in between"])
     timer.start()
-    came = [event.message for event in faulty.jobs.events(claim.job_id, after=2)]
+    came = []
+    for event in faulty.jobs.events(claim.job_id, after=2):
+        came.append(event.message)
+        if len(came) == 1:
+            jobs.succeed(claim)
     timer.join()
-    assert came == ["said at the last", "succeeded: the model is published"]
+    assert came == ["said in between", "succeeded: the model is published"]
     assert [fault for _, fault in proxy.faults] == [nothing], "two tries, and no more"
 
 
