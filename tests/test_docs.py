@@ -20,7 +20,7 @@ from worker.adaptation.evaluation import centre_batch
 from worker.adaptation.verdict import AGREEMENT, CHURN, ENTROPY_SHARE, FEATURE_DISTANCE_RATIO
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "client/README.md"])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 each_page = pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 
@@ -51,9 +51,9 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
 
 
 @each_page
-def test_every_variable_is_read_by_the_settings_or_the_tests(page: Path) -> None:
+def test_every_variable_is_read_by_the_settings_the_command_or_the_tests(page: Path) -> None:
     known = {f"MODALBRIDGE_{name.upper()}" for name in Settings.model_fields}
-    known |= set(re.findall(r"MODALBRIDGE_[A-Z0-9_]+", text("tests/conftest.py")))
+    known |= set(re.findall(r"MODALBRIDGE_[A-Z0-9_]+", text("tests/conftest.py") + text("client/modalbridge/cli/options.py")))
     assert set(re.findall(r"MODALBRIDGE_[A-Z0-9_]+", page.read_text(encoding="utf-8"))) - known == set()
 
 

@@ -61,7 +61,10 @@ def cancelling_for_too_long(session: Session, settings: Settings, now: datetime)
     """Jobs that were asked to stop, and neither their worker's grace nor the end of its lease has stopped them."""
     most = timedelta(seconds=settings.cancel_grace_s + settings.lease_s) + _late(settings)
     asked = sa.exists().where(
-        JobEvent.job_id == Job.id, JobEvent.data["status"].as_string() == Status.CANCELLING, JobEvent.at < now - most
+        JobEvent.job_id == Job.id,
+        JobEvent.attempt == Job.attempt,  # an earlier one may have been cancelled, and retried
+        JobEvent.data["status"].as_string() == Status.CANCELLING,
+        JobEvent.at < now - most,
     )
     return _count(session, sa.select(Job.id).where(Job.status == Status.CANCELLING, asked))
 

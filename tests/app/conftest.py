@@ -27,6 +27,11 @@ def make_images(folder: Path, names: list[str]) -> None:
 
 @pytest.fixture
 def data(data_root: Path) -> Path:
+    return make_data(data_root)
+
+
+def make_data(data_root: Path) -> Path:
+    """target/, pairs/ and test/, as small as the service takes them."""
     numbers = [f"{n:03}.png" for n in range(10)]
     make_images(data_root / "target", numbers)
     make_images(data_root / "pairs" / "rgb", numbers)

@@ -1,0 +1,44 @@
+"""The Python client of ModalBridge. `modalbridge.errors` has the tree of what can go wrong."""
+
+from modalbridge.async_client import AsyncClient, AsyncJob, AsyncJobs, AsyncSourceModels
+from modalbridge.client import Client, Job, Jobs, SourceModels
+from modalbridge.errors import (
+    Conflict,
+    ConnectionFailed,
+    DigestMismatch,
+    IdempotencyConflict,
+    Internal,
+    Invalid,
+    InvalidReference,
+    InvalidSourceModel,
+    JobActive,
+    JobCancelled,
+    JobEnded,
+    JobFailed,
+    JobFinished,
+    JobNotSucceeded,
+    ModalBridgeError,
+    NotFound,
+    NotReady,
+    ProblemError,
+    ServiceFault,
+    SourceModelInUse,
+    StorageFull,
+    Timeout,
+    Unavailable,
+    UnexpectedAnswer,
+)
+from modalbridge.requests import Data, Images, Input, JobRequest, Pairs, Scaling, SourceModelDescription, Target
+from modalbridge.results import Artifact, Event, Health, JobState, MetricPoint, Progress, SourceModel
+from modalbridge.retries import Retries
+from modalbridge.wire import VERSION
+
+__version__ = VERSION
+__all__ = [
+    "Artifact", "AsyncClient", "AsyncJob", "AsyncJobs", "AsyncSourceModels", "Client", "Conflict", "ConnectionFailed", "Data",
+    "DigestMismatch", "Event", "Health", "IdempotencyConflict", "Images", "Input", "Internal", "Invalid", "InvalidReference",
+    "InvalidSourceModel", "Job", "JobActive", "JobCancelled", "JobEnded", "JobFailed", "JobFinished", "JobNotSucceeded",
+    "JobRequest", "JobState", "Jobs", "MetricPoint", "ModalBridgeError", "NotFound", "NotReady", "Pairs", "ProblemError",
+    "Progress", "Retries", "Scaling", "ServiceFault", "SourceModel", "SourceModelDescription", "SourceModelInUse", "SourceModels",
+    "StorageFull", "Target", "Timeout", "Unavailable", "UnexpectedAnswer", "__version__",
+]  # fmt: skip

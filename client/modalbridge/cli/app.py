@@ -1,0 +1,52 @@
+"""modalbridge: jobs of source-free cross-modal adaptation from the command line."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from modalbridge import __version__
+from modalbridge.cli import doctor, jobs, models, progress, schema
+
+app = typer.Typer(
+    name="modalbridge",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Submit jobs to a ModalBridge service, follow them, download what they made.",
+    epilog="Exit codes: 0 done, 1 the job failed, 2 usage or a local file, 3 the service cannot be reached, 4 it refused, "
+    "5 timeout, 6 the job was cancelled, 7 a download is damaged, 70 a bug, 130 interrupted.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the client's version.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command()(jobs.submit)
+app.command()(progress.watch)
+app.command("ls")(jobs.ls)
+app.command()(jobs.show)
+app.command()(jobs.cancel)
+app.command()(jobs.delete)
+app.command()(jobs.download)
+app.command()(jobs.logs)
+app.command()(jobs.metrics)
+app.add_typer(models.app, name="models")
+app.command()(doctor.doctor)
+app.command()(schema.schema)
+
+
+def main() -> None:
+    app()

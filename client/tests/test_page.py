@@ -1,0 +1,110 @@
+"""docs/client.md, from the first command to the last line: against a real front end, with a real worker and real jobs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from app.spec import JobRequest
+from conftest import CLIENT
+from modalbridge import Client
+from tests.adaptation.conftest import CLASSES, SIZE
+from tests.conftest import new_database_url, serving
+from tests.worker.conftest import embedded, environment, small_data
+from tests.worker.embedded import Embedded, wait_for
+
+__all__ = ["embedded", "environment", "new_database_url", "small_data"]
+
+PAGE = (CLIENT.parent / "docs/client.md").read_text(encoding="utf-8")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SCALING = {"kind": "millimetres", "high": 5000}
+SETTINGS = {
+    "precision": "fp32",
+    "bridging": {"steps": 4, "batch_size": 8, "validate_every": 2},
+    "transfer": {"epochs": 1, "batch_size": 16},
+}
+
+pytestmark = pytest.mark.acceptance
+
+
+def blocks(language: str) -> list[str]:
+    return [body for kind, body in FENCE.findall(PAGE) if kind == language]
+
+
+@pytest.fixture
+def url(embedded: Embedded) -> Iterator[str]:
+    with serving(embedded.settings) as service, Client(service.url) as client, embedded.worker():
+        wait_for(lambda: client.health().ready, "a worker")
+        yield service.url
+
+
+@pytest.fixture
+def folder(tmp_path: Path, embedded: Embedded, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the reader of the page works: the weights and the job file are there."""
+    made = tmp_path / "work"
+    made.mkdir()
+    (made / "rgb.safetensors").write_bytes((embedded.data / "source.safetensors").read_bytes())
+    (text,) = blocks("yaml")
+    job: dict[str, Any] = yaml.safe_load(text)
+    JobRequest.model_validate(job)
+    job["source_model"] = {"architecture": "timm/test_resnet", "classes": list(CLASSES), "input": {"size": SIZE}}
+    for name in ("target", "pairs"):
+        job["data"][name] |= {"uri": f"file://{embedded.data}/{name}", "scaling": SCALING}
+    (made / "job.yaml").write_text(yaml.safe_dump(job | {"settings": SETTINGS, "device": "cpu"}))
+    monkeypatch.chdir(made)
+    return made
+
+
+def test_the_page_holds_from_the_first_command_to_the_last_line(
+    url: str, folder: Path, embedded: Embedded, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = folder / "bin/modalbridge"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m modalbridge "$@"\n')
+    command.chmod(0o755)
+    env = os.environ | {"PATH": f"{command.parent}:{os.environ['PATH']}", "PYTHONPATH": str(CLIENT), "MODALBRIDGE_URL": url}
+    script = "\n".join(blocks("sh"))
+    done = subprocess.run(["bash", "-euxc", script], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    job = json.loads((folder / "job.json").read_text())
+    published = embedded.published(job["id"])
+    assert (folder / "adapted.safetensors").read_bytes() == published["model.safetensors"]
+    assert {path.name: path.read_bytes() for path in (folder / "adapted").iterdir()} == published
+    assert (folder / "report.html").read_bytes() == published["report.html"]
+    assert json.loads((folder / "job.schema.json").read_text())["title"] == "JobRequest"
+    assert done.stdout.splitlines()[-1] == job["id"], "the list by label and status"
+
+    for block in blocks("python"):
+        exec(compile(as_here(block, url, embedded), "docs/client.md", "exec"), {"__name__": "page"})
+    said = capsys.readouterr().out
+    assert "succeeded" in said and "invalid_request" in said and "no job 'job_none'" in said
+    with Client(url) as client:
+        first = next(iter(client.jobs.list()))
+    ours = embedded.published(first.id)
+    assert (folder / "adapted-in-python.safetensors").read_bytes() == ours["model.safetensors"]
+    assert json.loads((folder / "model.json").read_text())["classes"] == list(CLASSES)
+
+
+def as_here(block: str, url: str, embedded: Embedded) -> str:
+    """The page's snippet with this machine's names: the service, the small model and the small data."""
+    for there, here in {
+        "http://127.0.0.1:8000": url,
+        "file:///data/hall/depth": f"file://{embedded.data}/target",
+        "file:///data/lobby": f"file://{embedded.data}/pairs",
+        "torchvision/resnet18": "timm/test_resnet",
+        '"bottle", "chair", "crate"': ", ".join(f'"{name}"' for name in CLASSES),
+        "size=224": f"size={SIZE}",
+        'method="tgmb_tgkt"': 'method="source_only"',
+    }.items():
+        assert there in PAGE, f"the page no longer says {there!r}"
+        block = block.replace(there, here)
+    return block
