@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -182,11 +183,11 @@ def remove_work_folders(worker: WorkerProcess) -> None:
     for start in range(0, len(here), BATCH):
         some = here[start : start + BATCH]
         with worker.db.read() as session:
-            alive = sa.select(Job.id).where(Job.id.in_(some), Job.status.not_in(sorted(TERMINAL)))
-            needed = set(session.scalars(alive))
+            known = {job.id: job for job in session.execute(sa.select(Job.id, Job.status, Job.attempt).where(Job.id.in_(some)))}
         for job_id in some:
-            if job_id not in needed and job_id != worker.job_id:
-                workspace.remove(worker.settings.work_dir, job_id)
+            job = known.get(job_id)
+            if job_id != worker.job_id and (job is None or job.status in TERMINAL):
+                workspace.remove(worker.settings.work_dir, job_id, job.attempt if job else sys.maxsize)
 
 
 def remove_abandoned_uploads(worker: WorkerProcess) -> None:

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,9 +86,15 @@ def _link(source: Path, destination: Path) -> None:
     aside.rename(destination)
 
 
-def remove(work_dir: Path, job_id: str) -> None:
-    """All attempts of a job. What another process deletes or writes meanwhile is left to the next housekeeping."""
-    shutil.rmtree(work_dir / job_id, ignore_errors=True)
+def remove(work_dir: Path, job_id: str, through: int) -> None:
+    """The attempts of a job up to that one: a client may have had it tried again meanwhile, and a later one is at work here. What another
+    process deletes or writes meanwhile is left to the next housekeeping."""
+    job = work_dir / job_id
+    for folder in job.glob("attempt-*"):
+        if int(folder.name.removeprefix("attempt-")) <= through:
+            shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # not empty, or gone
+        job.rmdir()
 
 
 def jobs_here(work_dir: Path) -> Iterator[str]:

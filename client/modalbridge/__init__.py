@@ -20,6 +20,7 @@ from modalbridge.errors import (
     ModalBridgeError,
     NotFound,
     NotReady,
+    NotRetryable,
     ProblemError,
     ServiceFault,
     SourceModelInUse,
@@ -28,7 +29,17 @@ from modalbridge.errors import (
     Unavailable,
     UnexpectedAnswer,
 )
-from modalbridge.requests import Data, Images, Input, JobRequest, Pairs, Scaling, SourceModelDescription, Target
+from modalbridge.requests import (
+    Data,
+    Images,
+    Input,
+    JobRequest,
+    Pairs,
+    Scaling,
+    SourceModelDescription,
+    StoredSourceModel,
+    Target,
+)
 from modalbridge.results import Artifact, Event, Health, JobState, MetricPoint, Progress, SourceModel
 from modalbridge.retries import Retries
 from modalbridge.wire import VERSION
@@ -38,7 +49,7 @@ __all__ = [
     "Artifact", "AsyncClient", "AsyncJob", "AsyncJobs", "AsyncSourceModels", "Client", "Conflict", "ConnectionFailed", "Data",
     "DigestMismatch", "Event", "Health", "IdempotencyConflict", "Images", "Input", "Internal", "Invalid", "InvalidReference",
     "InvalidSourceModel", "Job", "JobActive", "JobCancelled", "JobEnded", "JobFailed", "JobFinished", "JobNotSucceeded",
-    "JobRequest", "JobState", "Jobs", "MetricPoint", "ModalBridgeError", "NotFound", "NotReady", "Pairs", "ProblemError",
+    "JobRequest", "JobState", "Jobs", "MetricPoint", "ModalBridgeError", "NotFound", "NotReady", "NotRetryable", "Pairs", "ProblemError",
     "Progress", "Retries", "Scaling", "ServiceFault", "SourceModel", "SourceModelDescription", "SourceModelInUse", "SourceModels",
-    "StorageFull", "Target", "Timeout", "Unavailable", "UnexpectedAnswer", "__version__",
+    "StorageFull", "StoredSourceModel", "Target", "Timeout", "Unavailable", "UnexpectedAnswer", "__version__",
 ]  # fmt: skip

@@ -90,6 +90,9 @@ class AsyncJobs:
     async def cancel(self, job: str | JobState) -> AsyncJob:
         return await self._run(job_calls.cancel(self._made, self._retries, job))
 
+    async def retry(self, job: str | JobState) -> AsyncJob:
+        return await self._run(job_calls.retry(self._made, self._retries, job))
+
     async def delete(self, job: str | JobState) -> None:
         await self._run(job_calls.delete(self._retries, job))
 
@@ -133,6 +136,9 @@ class AsyncJob(JobState):
 
     async def cancel(self) -> AsyncJob:
         return await self.jobs.cancel(self)
+
+    async def retry(self) -> AsyncJob:
+        return await self.jobs.retry(self)
 
     async def delete(self) -> None:
         await self.jobs.delete(self)

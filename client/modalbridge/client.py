@@ -98,6 +98,11 @@ class Jobs:
         """The job, cancelled at once if it was queued, else asked to stop. Raises NotFound, JobFinished."""
         return self._run(job_calls.cancel(self._made, self._retries, job))
 
+    def retry(self, job: str | JobState) -> Job:
+        """The job, which failed or was cancelled, queued again: it goes on from its last checkpoint where one is left. Raises
+        NotFound, NotRetryable."""
+        return self._run(job_calls.retry(self._made, self._retries, job))
+
     def delete(self, job: str | JobState) -> None:
         """The job, its events, metrics and artifacts. Raises NotFound, JobActive."""
         self._run(job_calls.delete(self._retries, job))
@@ -148,6 +153,9 @@ class Job(JobState):
 
     def cancel(self) -> Job:
         return self.jobs.cancel(self)
+
+    def retry(self) -> Job:
+        return self.jobs.retry(self)
 
     def delete(self) -> None:
         self.jobs.delete(self)

@@ -14,7 +14,7 @@ ModalBridgeError
     │   └── InvalidSourceModel  the file of weights, or what is said of it: source_model_*, unsafe_pickle, ...
     ├── NotFound            404: no such job, source model, artifact or address
     ├── Conflict            409: the state of things does not allow it
-    │   ├── IdempotencyConflict, JobActive, JobFinished, JobNotSucceeded, SourceModelInUse
+    │   ├── IdempotencyConflict, JobActive, JobFinished, JobNotSucceeded, NotRetryable, SourceModelInUse
     └── ServiceFault        5xx: the request may be right, the service could not
         ├── NotReady, Unavailable, StorageFull, Internal
 
@@ -108,6 +108,10 @@ class JobNotSucceeded(Conflict):
     """The job has published no model."""
 
 
+class NotRetryable(Conflict):
+    """The job neither failed nor was cancelled."""
+
+
 class SourceModelInUse(Conflict):
     """A job still names the source model."""
 
@@ -158,6 +162,7 @@ BY_CODE: dict[str, type[ProblemError]] = {
     "job_active": JobActive,
     "job_finished": JobFinished,
     "job_not_succeeded": JobNotSucceeded,
+    "not_retryable": NotRetryable,
     "source_model_in_use": SourceModelInUse,
     "storage_full": StorageFull,
     "not_ready": NotReady,

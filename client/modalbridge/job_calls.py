@@ -87,6 +87,11 @@ def cancel(made: Made[J], retries: Retries, job: str | JobState) -> Steps[J]:
     return made(answer.document())
 
 
+def retry(made: Made[J], retries: Retries, job: str | JobState) -> Steps[J]:
+    answer = yield from answered(Request("POST", address(job, "retry")), retries)
+    return made(answer.document())
+
+
 def delete(retries: Retries, job: str | JobState) -> Steps[None]:
     yield from answered(Request("DELETE", address(job)), retries)
 

@@ -32,6 +32,13 @@ class SourceModelDescription:
 
 
 @dataclass(frozen=True)
+class StoredSourceModel:
+    """One that the service holds, to be adapted together with the job's own."""
+
+    id: str
+
+
+@dataclass(frozen=True)
 class Scaling:
     """How raw pixel values become [0, 1]."""
 
@@ -83,6 +90,7 @@ class JobRequest:
 
     data: Data
     source_model: SourceModelDescription | None = None
+    further_source_models: Sequence[StoredSourceModel] | None = None
     name: str | None = None
     labels: Mapping[str, str] | None = None
     method: str | None = None

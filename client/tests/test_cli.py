@@ -138,6 +138,9 @@ def test_a_failed_job_is_1_and_a_cancelled_one_6(service: Service, jobs: Jobs) -
     assert in_json.exit_code == Exit.JOB_FAILED and json.loads(in_json.stdout)["error"]["code"] == "training_diverged"
     job_id = jobs.queued()
     assert run(service.url, "cancel", job_id).stdout == f"{job_id} cancelled\n"
+    assert run(service.url, "retry", job_id).stdout == f"{job_id} queued\n"
+    assert run(service.url, "retry", job_id).exit_code == Exit.REFUSED
+    assert run(service.url, "cancel", job_id).stdout == f"{job_id} cancelled\n"
     assert run(service.url, "watch", job_id).exit_code == Exit.JOB_CANCELLED
 
 

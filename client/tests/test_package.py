@@ -94,7 +94,7 @@ def test_results_are_values() -> None:
 def test_the_typed_request_has_the_services_names() -> None:
     schema = JobRequest.model_json_schema()["$defs"] | {"JobRequest": JobRequest.model_json_schema()}
     theirs = {
-        requests.Input: "InputSpec", requests.SourceModelDescription: "SourceModelDescription", requests.Scaling: "Scaling",
+        requests.Input: "InputSpec", requests.SourceModelDescription: "SourceModelDescription", requests.Scaling: "Scaling", requests.StoredSourceModel: "SourceModelId",
         requests.Images: "ImagesReference", requests.Target: "TargetReference", requests.Pairs: "PairsReference",
         requests.Data: "DataSpec", requests.JobRequest: "JobRequest",
     }  # fmt: skip

@@ -50,7 +50,15 @@ def test_folders_are_for_their_owner_alone_and_go_as_a_whole(tmp_path):
     (tmp_path / "not-a-job").mkdir()
     assert made.folder.stat().st_mode & 0o077 == 0
     assert list(workspace.jobs_here(tmp_path)) == ["job_1"]
-    workspace.remove(tmp_path, "job_1")
-    workspace.remove(tmp_path, "job_1")
+    workspace.remove(tmp_path, "job_1", 1)
+    workspace.remove(tmp_path, "job_1", 1)
     assert list(workspace.jobs_here(tmp_path)) == []
     assert list(workspace.jobs_here(tmp_path / "nowhere")) == []
+
+
+def test_an_attempt_that_ends_leaves_a_later_one_at_work(tmp_path):
+    """A client may have had the job tried again between its end and the removal."""
+    workspace.prepare(tmp_path, "job_1", 1)
+    later = workspace.prepare(tmp_path, "job_1", 2)
+    workspace.remove(tmp_path, "job_1", 1)
+    assert [path.name for path in (tmp_path / "job_1").iterdir()] == ["attempt-2"] and later.out.is_dir()

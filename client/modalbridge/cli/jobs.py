@@ -125,6 +125,17 @@ def cancel(job_id: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> No
 
 
 @reported
+def retry(job_id: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Have a job that failed or was cancelled tried again, from its last checkpoint where one is left."""
+    with connect(url) as client:
+        job = client.jobs.retry(job_id)
+    if as_json:
+        print_json(job.raw)
+    else:
+        print_line(f"{job.id} {job.status}")
+
+
+@reported
 def delete(job_id: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Delete a job that is over, with its events, metrics and artifacts."""
     with connect(url) as client:
