@@ -78,7 +78,23 @@ def make_celery(settings: Settings) -> Celery:
     return celery
 
 
+REDIS = {
+    # Seconds. Without them Kombu waits for ever on a server that does not answer: a request would, after its commit, and
+    # so would housekeeping.
+    "socket_connect_timeout": 2.0,
+    "socket_timeout": 5.0,
+    "socket_keepalive": True,
+    "health_check_interval": 10,
+    # A message is gone when it is read. Kombu would keep a copy on the server until it is acknowledged; if the server
+    # goes just then, the acknowledgement is lost, and with it the credit of one message that this worker has: it would
+    # wait for it for ever, alive and deaf.
+    "ack_emulation": False,
+}
+
+
 def _transport_options(settings: Settings) -> dict[str, Any]:
+    if settings.broker_url.startswith(("redis", "sentinel")):
+        return dict(REDIS)
     if not settings.broker_url.startswith("filesystem:"):
         return {}
     messages, control = (settings.broker_dir / name for name in ("messages", "control"))

@@ -134,7 +134,8 @@ def wake_idle_workers(worker: WorkerProcess) -> None:
         waiting = sa.select(Job.id).where(*lifecycle.claimable(now)).order_by(Job.queued_at, Job.id).limit(idle)
         job_ids = session.scalars(waiting).all()
     for job_id in job_ids:
-        broker.wake(worker.celery, job_id)
+        if not broker.wake(worker.celery, job_id):
+            break  # the others would wait for the same broker, and the heartbeat with them
 
 
 def remove_work_folders(worker: WorkerProcess) -> None:
