@@ -18,6 +18,7 @@ from app.schema import require_current
 from app.settings import Settings
 from worker.housekeeping import Housekeeping
 from worker.process import open_process
+from worker.sandbox import hide_memory
 
 settings = Settings()
 app = make_celery(settings)
@@ -29,6 +30,7 @@ log = structlog.get_logger()
 
 @signals.worker_init.connect
 def _check(**_: Any) -> None:
+    hide_memory()
     try:
         require_current(process.db)
         process.blobs.prepare()
