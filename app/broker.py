@@ -73,6 +73,9 @@ def make_celery(settings: Settings) -> Celery:
         worker_hijack_root_logger=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        # A worker that is at a job for hours sends none, nor does an idle front end: RabbitMQ would close their connections.
+        # That a server is gone is seen by TCP, which py-amqp has watch each connection.
+        broker_heartbeat=0,
         broker_transport_options=_transport_options(settings),
     )
     return celery

@@ -102,9 +102,12 @@ def runs_soon(embedded: Embedded) -> None:
 
 
 @pytest.mark.rabbitmq
-def test_rabbitmq_carries_wake_ups_as_well(embedded: Embedded, rabbitmq: str):
+def test_rabbitmq_carries_wake_ups_as_well_and_expects_no_heartbeats_of_a_busy_worker(embedded: Embedded, rabbitmq: str):
     over(embedded, rabbitmq)
-    broker.reachable(make_celery(embedded.settings))
+    celery = make_celery(embedded.settings)
+    broker.reachable(celery)
+    with celery.connection_for_read() as connection:
+        assert connection.connect().heartbeat == 0, "as it was agreed on with the server"
     with embedded.worker():
         until_a_worker_is_known(embedded)
         runs_soon(embedded)
