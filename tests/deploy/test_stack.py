@@ -111,6 +111,7 @@ def test_a_job_goes_through_and_sigterm_leaves_no_process(
                     assert time.monotonic() < until, status
                 assert status["status"] == "succeeded", status
                 assert client.get(f"{address}/model").status_code == 200
+            assert '"PUT /modalbridge/blobs/' in (folder / "store.log").read_text(), "the weights are in the store"
 
             running.send_signal(signal.SIGTERM)
             assert "every process that was started has ended" in running.communicate(timeout=60)[0]
