@@ -5,9 +5,11 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 HOST   ?= 127.0.0.1
 PORT   ?= 8000
+WORKERS ?= 2
+FAULTS ?= 200
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint serve worker migrate lock clean
+.PHONY: help demo test chaos lint serve worker migrate stack lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -26,8 +28,12 @@ test: $(READY)  ## Lint, check the architecture, run the whole suite
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest --numprocesses auto --dist worksteal
 
+chaos: $(READY)  ## Break a running service at random instants, and count what came of its jobs (FAULTS, SEED)
+	$(BIN)/python -m tests.chaos --faults $(FAULTS) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.chaos --servers --faults $(FAULTS) $(if $(SEED),--seed $(SEED))
+
 serve: migrate  ## Run the front end (HOST, PORT; MODALBRIDGE_DATA_ROOTS=/folder:/another)
-	$(BIN)/uvicorn --factory app.main:create_app --host $(HOST) --port $(PORT)
+	$(BIN)/uvicorn --factory app.main:create_app --host $(HOST) --port $(PORT) --timeout-graceful-shutdown 20
 
 worker: migrate  ## Run one worker
 	$(BIN)/celery --app worker.celery_app worker --pool solo --concurrency 1 --queues jobs \
@@ -35,6 +41,10 @@ worker: migrate  ## Run one worker
 
 migrate: $(READY)  ## Bring the database to the schema of this code
 	@$(BIN)/alembic upgrade head
+
+stack: $(READY)  ## Run what docker-compose.yml runs, without containers (DATA=/folder, WORKERS, DATABASE_URL, BROKER_URL, S3_ENDPOINT_URL, PORT)
+	@$(BIN)/python -m deploy.stack --data '$(DATA)' --workers $(WORKERS) --port $(PORT) $(if $(DATABASE_URL),--database-url '$(DATABASE_URL)') \
+	  $(if $(BROKER_URL),--broker-url '$(BROKER_URL)') $(if $(S3_ENDPOINT_URL),--s3-endpoint-url '$(S3_ENDPOINT_URL)')
 
 lock: $(READY)  ## Write the versions at hand into constraints.txt
 	@{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | grep -viE '^(pip|setuptools|wheel|modalbridge|cuda|nvidia-[^m]|triton)'; } > constraints.new

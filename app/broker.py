@@ -73,12 +73,31 @@ def make_celery(settings: Settings) -> Celery:
         worker_hijack_root_logger=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        # A worker that is at a job for hours sends none, nor does an idle front end: RabbitMQ would close their connections.
+        # That a server is gone is seen by TCP, which py-amqp has watch each connection.
+        broker_heartbeat=0,
         broker_transport_options=_transport_options(settings),
     )
     return celery
 
 
+REDIS = {
+    # Seconds. Without them Kombu waits for ever on a server that does not answer: a request would, after its commit, and
+    # so would housekeeping.
+    "socket_connect_timeout": 2.0,
+    "socket_timeout": 5.0,
+    "socket_keepalive": True,
+    "health_check_interval": 10,
+    # A message is gone when it is read. Kombu would keep a copy on the server until it is acknowledged; if the server
+    # goes just then, the acknowledgement is lost, and with it the credit of one message that this worker has: it would
+    # wait for it for ever, alive and deaf.
+    "ack_emulation": False,
+}
+
+
 def _transport_options(settings: Settings) -> dict[str, Any]:
+    if settings.broker_url.startswith(("redis", "sentinel")):
+        return dict(REDIS)
     if not settings.broker_url.startswith("filesystem:"):
         return {}
     messages, control = (settings.broker_dir / name for name in ("messages", "control"))

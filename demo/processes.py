@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -51,26 +51,27 @@ def service(data_dir: Path, roots: Sequence[Path]) -> Iterator[str]:
     started: list[subprocess.Popen[bytes]] = []
     try:
         for name, command in commands.items():
-            with (data_dir / f"{name}.log").open("wb") as log:
-                # A session of its own: Ctrl-C reaches this process alone, which then ends the others in order.
-                started.append(
-                    subprocess.Popen(  # noqa: S603 - our own command line
-                        [sys.executable, "-m", *command], cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True
-                    )
-                )
-        _until_ready(url, dict(zip(commands, started, strict=True)), data_dir)
+            started.append(start([sys.executable, "-m", *command], env, data_dir / f"{name}.log"))
+        until_ready(url, dict(zip(commands, started, strict=True)), data_dir)
         yield url
     finally:
         end(started)
 
 
-def _until_ready(url: str, processes: dict[str, subprocess.Popen[bytes]], logs: Path, most_s: float = 90) -> None:
+def start(command: Sequence[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """In a session of its own: Ctrl-C reaches this process alone, which then ends the others in order."""
+    with log.open("wb") as out:
+        return subprocess.Popen(  # noqa: S603 - our own command line
+            command, cwd=ROOT, env=dict(env), stdout=out, stderr=out, start_new_session=True
+        )
+
+
+def until_ready(url: str, processes: Mapping[str, subprocess.Popen[bytes]], logs: Path, most_s: float = 90) -> None:
+    """Until /readyz answers 200. Raises RuntimeError, with the end of logs/NAME.log, if one of the processes ends before."""
     until = time.monotonic() + most_s
     answer = "no answer"
     while time.monotonic() < until:
-        for name, process in processes.items():
-            if process.poll() is not None:
-                raise RuntimeError(f"the {name} ended with code {process.returncode}:\n{_tail(logs / f'{name}.log')}")
+        all_alive(processes, logs)
         with contextlib.suppress(httpx.TransportError):
             ready = httpx.get(url + "/readyz", timeout=5)
             if ready.status_code == 200:
@@ -80,16 +81,23 @@ def _until_ready(url: str, processes: dict[str, subprocess.Popen[bytes]], logs: 
     raise RuntimeError(f"not ready after {most_s:g} s: {answer}")
 
 
+def all_alive(processes: Mapping[str, subprocess.Popen[bytes]], logs: Path) -> None:
+    """Raises RuntimeError, with the end of logs/NAME.log, if one of them has ended."""
+    for name, process in processes.items():
+        if process.poll() is not None:
+            raise RuntimeError(f"the {name} ended with code {process.returncode}:\n{_tail(logs / f'{name}.log')}")
+
+
 def _tail(log: Path, lines: int = 20) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 
-def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def end(processes: Sequence[subprocess.Popen[bytes]], grace_s: float = GRACE_S) -> None:
     """Asks all to stop, waits, then kills each one's group. A second Ctrl-C skips the wait."""
     for process in processes:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-    until = time.monotonic() + GRACE_S
+    until = time.monotonic() + grace_s
     try:
         for process in processes:
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -51,9 +51,13 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
 
 
 @each_page
-def test_every_variable_is_read_by_the_settings_the_command_or_the_tests(page: Path) -> None:
+def test_every_variable_is_read_by_the_settings_the_command_the_tests_or_compose(page: Path) -> None:
     known = {f"MODALBRIDGE_{name.upper()}" for name in Settings.model_fields}
-    known |= set(re.findall(r"MODALBRIDGE_[A-Z0-9_]+", text("tests/conftest.py") + text("client/modalbridge/cli/options.py")))
+    readers = (
+        "client/modalbridge/cli/options.py", "tests/conftest.py", "tests/deploy/test_stack.py", "tests/worker/test_brokers.py",
+        "docker-compose.yml",
+    )  # fmt: skip
+    known |= {name for reader in readers for name in re.findall(r"MODALBRIDGE_[A-Z0-9_]+", text(reader))}
     assert set(re.findall(r"MODALBRIDGE_[A-Z0-9_]+", page.read_text(encoding="utf-8"))) - known == set()
 
 

@@ -20,6 +20,7 @@ from app.settings import Settings
 from worker import metrics
 from worker.housekeeping import Housekeeping
 from worker.process import open_process
+from worker.sandbox import hide_memory
 
 logs.configure()
 settings = Settings()
@@ -32,6 +33,7 @@ log = structlog.get_logger()
 
 @signals.worker_init.connect
 def _check(**_: Any) -> None:
+    hide_memory()
     try:
         require_current(process.db)
         process.blobs.prepare()

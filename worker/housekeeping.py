@@ -146,7 +146,8 @@ def wake_idle_workers(worker: WorkerProcess) -> None:
         waiting = sa.select(Job.id).where(*lifecycle.claimable(now)).order_by(Job.queued_at, Job.id).limit(idle)
         job_ids = session.scalars(waiting).all()
     for job_id in job_ids:
-        _wake(worker, job_id)
+        if not _wake(worker, job_id):
+            break  # the others would wait for the same broker, and the heartbeat with them
 
 
 def knock(worker: WorkerProcess) -> None:
@@ -158,9 +159,10 @@ def knock(worker: WorkerProcess) -> None:
         _wake(worker, "none")
 
 
-def _wake(worker: WorkerProcess, job_id: str) -> None:
+def _wake(worker: WorkerProcess, job_id: str) -> bool:
     sent = broker.wake(worker.celery, job_id)
     worker.metrics.wake_ups_sent.labels("sent" if sent else "failed").inc()
+    return sent
 
 
 def watch_invariants(worker: WorkerProcess) -> None:

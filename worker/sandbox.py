@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-PR_SET_NO_NEW_PRIVS = 38
+PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 4, 38
+CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000  # linux/sched.h
 DENIED = frozenset(
     f"socket.{call}"
@@ -97,7 +98,22 @@ def leave_network() -> str | None:
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
     Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+    drop_capabilities()
     return None
+
+
+def drop_capabilities() -> None:
+    """A new user namespace gives all of them inside it, and with them the parts of the kernel that only root reaches."""
+    header, none = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()
+    if libc().capset(header, none) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+def hide_memory() -> None:
+    """For the worker: no other process of its user may read its memory or its environment (/proc/PID/environ), in which
+    the passwords of the database, the broker and the blob store are. Root may."""
+    if libc().prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_DUMPABLE)")
 
 
 def deny_network(event: str, arguments: tuple[Any, ...]) -> None:

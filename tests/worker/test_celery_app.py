@@ -27,6 +27,12 @@ def test_no_torch_in_the_workers_own_process(embedded: Embedded):
     assert done.stdout == "set()\n", done.stderr
 
 
+def test_its_memory_is_hidden_from_its_jobs_processes(embedded: Embedded):
+    code = "from worker import celery_app, sandbox; celery_app._check(); print(sandbox.libc().prctl(3, 0, 0, 0, 0))"  # PR_GET_DUMPABLE
+    done = python(code, embedded)
+    assert done.stdout == "0\n", done.stderr
+
+
 def test_it_is_known_while_it_runs_and_not_afterwards(embedded: Embedded):
     def known() -> int:
         with embedded.db.read() as session:

@@ -42,6 +42,31 @@ def test_without_root_it_goes_by_way_of_a_user_namespace_and_can_still_write(tmp
     assert (tmp_path / "file").stat().st_uid == 65534
 
 
+BECOME = "import os; from worker import sandbox; os.setgid(65534); os.setuid(65534); sandbox.libc().prctl(4, 1, 0, 0, 0)\n"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+def test_by_way_of_a_user_namespace_it_has_no_rights_in_it_and_still_dies_with_its_parent():
+    code = f"{BECOME}sandbox.die_with(os.getppid()); refused = sandbox.leave_network()\n" + (
+        "import ctypes, re; death = ctypes.c_int(); sandbox.libc().prctl(2, ctypes.byref(death), 0, 0, 0)\n"
+        "print(refused, *re.findall(r'Cap(?:Prm|Eff|Inh):.([0-9a-f]+)', open('/proc/self/status').read()), death.value)\n"
+    )
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["None", *["0" * 16] * 3, "9"] or "Operation not permitted" in done.stdout
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+def test_a_process_of_the_same_user_cannot_read_the_environment_of_one_that_hides_its_memory():
+    """Not even where no namespace keeps them apart."""
+    look = "import os; print(len(open(f'/proc/{os.getppid()}/environ').read()))"
+    # Another interpreter, and all imports at first: the one of the tests can lie in a folder that is root's alone.
+    begin, start = f"import subprocess; {BECOME}", f"subprocess.run(['/usr/bin/python3', '-I', '-S', '-c', {look!r}])"
+    open_, hidden = (python(f"{begin}{hide}{start}", env={"SECRET": "word"}) for hide in ("", "sandbox.hide_memory()\n"))
+    assert int(open_.stdout) > len("SECRET=word"), open_.stderr
+    assert (hidden.stdout, "Permission denied" in hidden.stderr) == ("", True)
+
+
 def test_where_the_kernel_refuses_it_says_so_and_denies_sockets():
     # A user namespace may set its own limits: in this one there can be no further network namespace.
     poor = (

@@ -1,0 +1,173 @@
+"""make stack: the processes of docker-compose.yml, started here over PostgreSQL and Redis, with a real job."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+import sqlalchemy as sa
+
+from app.database import Database
+from app.ids import new_id
+from app.jobs.table import Worker
+from demo.processes import free_port
+from deploy import stack
+from tests.adaptation.conftest import CLASSES, SIZE
+from tests.conftest import POSTGRES
+from tests.worker.embedded import ROOT, processes_that_name, wait_for
+from worker import health
+
+REDIS = os.environ.get("MODALBRIDGE_TEST_REDIS", "redis://127.0.0.1:6379/9")
+Services = dict[str, dict[str, Any]]
+
+
+@pytest.fixture
+def database_url() -> Iterator[str]:
+    """Of a database that is not there yet."""
+    url = sa.make_url(POSTGRES)
+    name = new_id("modalbridge_stack")
+    yield url.set(database=name).render_as_string(hide_password=False)
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        connection.execute(sa.text(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
+
+
+@pytest.fixture
+def broker_url() -> Iterator[str]:
+    with redis.from_url(REDIS) as client:
+        client.flushdb()
+        yield REDIS
+        client.flushdb()
+
+
+def job(client: httpx.Client, data: Path) -> str:
+    request = {
+        "source_model": {"architecture": "timm/test_resnet", "classes": CLASSES, "input": {"size": SIZE}},
+        "data": {name: {"uri": f"file://{data}/{name}"} for name in ("target", "pairs")},
+        "method": "source_only",
+        "device": "cpu",
+    }
+    parts = {
+        "request": (None, json.dumps(request), "application/json"),
+        "source_model": ("source.safetensors", (data / "source.safetensors").read_bytes()),
+    }
+    answer = client.post("/jobs", files=parts)
+    assert answer.status_code == 202, answer.text
+    return answer.headers["location"]
+
+
+@pytest.mark.acceptance
+@pytest.mark.postgres
+@pytest.mark.redis
+def test_a_job_goes_through_and_sigterm_leaves_no_process(
+    tmp_path: Path, small_data: Path, database_url: str, broker_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, folder = free_port(), tmp_path / "stack"
+    options = {
+        "data": small_data,
+        "folder": folder,
+        "workers": 2,
+        "port": port,
+        "database-url": database_url,
+        "broker-url": broker_url,
+    }
+    line = [
+        sys.executable,
+        "-m",
+        "deploy.stack",
+        *(str(part) for name, value in options.items() for part in (f"--{name}", value)),
+    ]
+    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
+        try:
+            assert running.stdout is not None
+            told = ""
+            while "Ctrl-C" not in told and (said := running.stdout.readline()):
+                told += said
+            numbers = {name: int(number) for name, number in re.findall(r"^(\S+) +process (\d+)", told, re.MULTILINE)}
+            assert numbers.keys() == {"store", "front-end", "worker-1", "worker-2"}, told
+
+            db = Database(database_url)
+            wait_for(lambda: workers_of(db) == {numbers["worker-1"], numbers["worker-2"]}, "two workers", 30)
+            db.dispose()
+            monkeypatch.setenv("MODALBRIDGE_DATABASE_URL", database_url)
+            assert subprocess.run([sys.executable, "-m", "worker.health"], cwd=ROOT).returncode == 0
+
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+                assert client.get("/readyz").json()["checks"] == dict.fromkeys(("database", "broker", "blobs", "worker"), "ok")
+                address = job(client, small_data)
+                until = time.monotonic() + 90
+                while (status := client.get(address, params={"wait": 5}).json())["status"] in ("queued", "running"):
+                    assert time.monotonic() < until, status
+                assert status["status"] == "succeeded", status
+                assert client.get(f"{address}/model").status_code == 200
+            assert '"PUT /modalbridge/blobs/' in (folder / "store.log").read_text(), "the weights are in the store"
+
+            running.send_signal(signal.SIGTERM)
+            assert "every process that was started has ended" in running.communicate(timeout=60)[0]
+        finally:
+            running.kill()
+    assert running.returncode == 0
+    assert [number for number in numbers.values() if Path(f"/proc/{number}").exists()] == []
+    assert processes_that_name(str(tmp_path)) == []
+    assert subprocess.run([sys.executable, "-m", "worker.health"], cwd=ROOT, capture_output=True).returncode == 1
+
+
+def workers_of(db: Database) -> set[int]:
+    with db.read() as session:
+        return set(session.scalars(sa.select(Worker.pid)))
+
+
+def test_a_part_that_does_not_come_up_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+    folder = tmp_path / "stack"
+    url = f"postgresql+psycopg://nobody@127.0.0.1:{free_port()}/none"
+    line = [sys.executable, "-m", "deploy.stack", "--data", str(tmp_path), "--folder", str(folder), "--database-url", url]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert f"no PostgreSQL at {url}" in done.stderr
+    assert processes_that_name(str(tmp_path)) == []
+
+
+def test_without_a_folder_of_images_it_says_what_to_do() -> None:
+    for data in ("", "/no/such/folder"):
+        done = subprocess.run([sys.executable, "-m", "deploy.stack", "--data", data], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert "make stack DATA=/folder" in done.stderr
+
+
+def test_the_services_servers_become_those_of_this_machine(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODALBRIDGE_LEASE_S", "7")
+    servers = {"postgres": "postgresql+psycopg://me@db:1/x", "redis": "redis://r:2/3", "store": "http://s:4"}
+    env = stack.environment(services["worker"], servers, MODALBRIDGE_DATA_DIR="/here", MODALBRIDGE_NOT_THERE="x")
+    ours = {name.removeprefix("MODALBRIDGE_"): value for name, value in env.items() if name.startswith("MODALBRIDGE_")}
+    assert (ours["DATABASE_URL"], ours["BROKER_URL"], ours["S3_ENDPOINT_URL"]) == tuple(servers.values())
+    assert (ours["DATA_DIR"], ours["BLOBS_URL"], ours["DATA_ROOTS"]) == ("/here", "s3://modalbridge/blobs", "/images")
+    assert {"LEASE_S", "NOT_THERE"} & ours.keys() == set(), "what compose does not set is not set"
+    line = stack.command(services["frontend"], servers, host="127.0.0.1", port="81")
+    assert line[:6] == [sys.executable, "-m", "uvicorn", "--factory", "app.main:create_app", "--host"]
+    assert line[6:9] == ["127.0.0.1", "--port", "81"]
+    line = stack.command(services["bucket"], servers)
+    assert line == [sys.executable, "deploy/bucket.py", "s3://modalbridge/blobs", "--endpoint-url", "http://s:4"]
+
+
+def test_the_health_check_is_of_this_host_alone(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    from app.settings import Settings
+
+    settings = Settings(database_url=database.url.render_as_string(hide_password=False))
+    with database.write() as session:
+        now = database.now(session)
+        session.add(Worker(id=new_id("worker"), host="another", pid=1, started_at=now, last_seen_at=now))
+    with pytest.raises(RuntimeError, match="was heard from"):
+        health.check(settings)
+    monkeypatch.setattr("socket.gethostname", lambda: "another")
+    health.check(settings)
