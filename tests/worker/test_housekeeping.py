@@ -118,7 +118,7 @@ def test_work_folders_go_with_their_jobs(embedded_both: Embedded):
     for job_id in (over, deleted, waiting):
         workspace.prepare(worker.settings.work_dir, job_id, 1)
     with embedded_both.db.write() as session:
-        session.execute(sa.update(Job).where(Job.id == over).values(status="failed"))
+        session.execute(sa.update(Job).where(Job.id == over).values(status="failed", attempt=1))
         session.execute(sa.delete(Job).where(Job.id == deleted))
     housekeeping.remove_work_folders(worker)
     assert list(workspace.jobs_here(worker.settings.work_dir)) == [waiting]
