@@ -68,6 +68,7 @@ class Database:
         self.engine = sa.create_engine(
             self.url,
             pool_pre_ping=not self.is_sqlite,
+            hide_parameters=True,  # an error's text goes to the log, and a client's words do not
             pool_size=20,
             max_overflow=30,
             connect_args={"timeout": 30} if self.is_sqlite else {"connect_timeout": 5},

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import random
 import sys
@@ -94,6 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     seed = random.SystemRandom().randrange(2**32) if given.seed is None else given.seed
     campaign.say(f"seed {seed}")
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # of moto's server: each request
     with tempfile.TemporaryDirectory(prefix="chaos-") as scratch:
         folder = given.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
