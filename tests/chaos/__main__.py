@@ -21,6 +21,7 @@ import tempfile
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from unittest.mock import patch
 
 import sqlalchemy as sa
 
@@ -64,7 +65,12 @@ def _migrate(url: str) -> None:
 
 def carry_out(folder: Path, servers: bool, seed: int, faults: int, pause_s: float) -> campaign.Outcome:
     data = make(folder / "data")
-    with database(servers, folder) as url, s3.server() if servers else nullcontext() as bucket:
+    # This process looks into the bucket at the end, with the credentials that the others were given.
+    with (
+        patch.dict(os.environ, s3.CREDENTIALS),
+        database(servers, folder) as url,
+        s3.server() if servers else nullcontext() as bucket,
+    ):
         stack = Stack(folder, data, url, Redis(folder) if servers else None, bucket("chaos") if servers else None)
         return campaign.run(stack, data, seed, faults, pause_s, campaign.say)
 
@@ -78,6 +84,7 @@ def table(outcome: campaign.Outcome) -> str:
     rows += [("attempts", name, count) for name, count in outcome.attempts.items()]
     rows += [("published weights", "the same as an undisturbed run's, bit for bit", outcome.identical)]
     rows += [("answers", name, count) for name, count in sorted(outcome.answers.items())]
+    rows += [("started again by the process manager", name, count) for name, count in sorted(outcome.restarted.items())]
     rows += [("left by the killed, removed by housekeeping", name, count) for name, count in outcome.swept.items()]
     rows += [("breaches", "", len(outcome.wrong))]
     lines = ["| what | which | count |", "|---|---|---|", *(f"| {what} | {which} | {count} |" for what, which, count in rows)]
@@ -89,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--servers", action="store_true", help="PostgreSQL, Redis and S3")
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--seed", type=int, help="of the faults and the jobs; default: a new one")
-    parser.add_argument("--pause", type=float, default=1.5, help="mean seconds between two faults")
+    parser.add_argument("--pause", type=float, default=4, help="mean seconds between two faults")
     parser.add_argument("--keep", type=Path, help="a folder for logs and data that is kept")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     given = parser.parse_args(arguments)

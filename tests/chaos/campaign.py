@@ -150,6 +150,8 @@ class Outcome:
     """By how they ended."""
     attempts: Counter[str] = field(default_factory=Counter)
     """begun, resumed from a checkpoint, lost, handed back."""
+    restarted: Counter[str] = field(default_factory=Counter)
+    """Processes that had not come up, for the database or the blob store was away just then."""
     swept: Counter[str] = field(default_factory=Counter)
     """What killed processes had left, and housekeeping removed."""
     identical: int = 0
@@ -188,7 +190,7 @@ def run(stack: Stack, data: Path, seed: int, count: int, pause_s: float, say=lam
         thread.start()
         try:
             for number in range(count):
-                time.sleep(rng.expovariate(1 / pause_s))
+                _pause(stack, rng.expovariate(1 / pause_s), outcome)
                 # Each has its turn, in an order of its own each round.
                 if number % len(kinds) == 0:
                     rng.shuffle(kinds)
@@ -199,10 +201,7 @@ def run(stack: Stack, data: Path, seed: int, count: int, pause_s: float, say=lam
         finally:
             client.stopped.set()
             thread.join()
-        for name in stack.names:  # one that gave up, say on a broker that was away
-            if stack.processes[name].poll() is not None:
-                outcome.wrong.append(f"{name} had ended by itself with code {stack.processes[name].returncode}")
-                stack.start(name)
+        _pause(stack, 0, outcome)
         stack.ready()
         _wait(stack, client.sent, outcome)
         outcome.answers, outcome.wrong = client.answers, outcome.wrong + client.wrong
@@ -214,9 +213,19 @@ def run(stack: Stack, data: Path, seed: int, count: int, pause_s: float, say=lam
     return outcome
 
 
+def _pause(stack: Stack, seconds: float, outcome: Outcome) -> None:
+    until = time.monotonic() + seconds
+    while True:
+        outcome.restarted.update(stack.ended_by_themselves())
+        if time.monotonic() >= until:
+            return
+        time.sleep(min(0.5, max(0.0, until - time.monotonic())))
+
+
 def _wait(stack: Stack, sent: list[Sent], outcome: Outcome, seconds: float = 180) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
+        _pause(stack, 0, outcome)
         with stack.db.read() as session:
             over = dict(session.execute(sa.select(Job.id, Job.status).where(Job.status.in_(sorted(TERMINAL)))).tuples().all())
         if all(one.id in over for one in sent):

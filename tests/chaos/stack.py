@@ -139,6 +139,14 @@ class Stack:
         self.kill(name)
         self.start(name)
 
+    def ended_by_themselves(self) -> list[str]:
+        """Those that are gone though nobody killed them, started again: what a process manager does. A server does not start
+        while the database or the blob store is away."""
+        ended = [name for name, process in self.processes.items() if process.poll() is not None]
+        for name in ended:
+            self.start(name)
+        return ended
+
     def pids(self, name: str) -> list[int]:
         """Of the process and of those of the jobs that it runs."""
         pid = self.processes[name].pid
