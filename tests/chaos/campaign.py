@@ -59,6 +59,15 @@ def request(data: Path, kind: str) -> dict[str, Any]:
     }
 
 
+def parts(data: Path, kind: str) -> dict[str, Any]:
+    """Of a multipart POST /jobs."""
+    weights = (data / "source.safetensors").read_bytes()
+    return {
+        "request": (None, json.dumps(request(data, kind)), "application/json"),
+        "source_model": ("source.safetensors", weights, "application/octet-stream"),
+    }
+
+
 @dataclass
 class Sent:
     """A job that was answered 202."""
@@ -93,14 +102,9 @@ class Client:
     def _submit(self, http: httpx.Client) -> None:
         kind = self.rng.choice(list(KINDS))
         key = f"{self.rng.getrandbits(64):x}"
-        weights = (self.data / "source.safetensors").read_bytes()
-        parts = {
-            "request": (None, json.dumps(request(self.data, kind)), "application/json"),
-            "source_model": ("source.safetensors", weights, "application/octet-stream"),
-        }
         until = time.monotonic() + 120
         while time.monotonic() < until:
-            answer = self._asked(http, "POST", "/jobs", files=parts, headers={"Idempotency-Key": key})
+            answer = self._asked(http, "POST", "/jobs", files=parts(self.data, kind), headers={"Idempotency-Key": key})
             if answer is not None and answer.status_code == 202:
                 self.sent.append(Sent(answer.json()["id"], kind))
                 return
@@ -164,12 +168,8 @@ def undisturbed(stack: Stack, data: Path) -> dict[str, str]:
     """sha256 of the weights by kind, from jobs that nothing happens to."""
     found = {}
     with httpx.Client(base_url=stack.url, timeout=30) as http:
-        for kind in KINDS:
-            parts = {
-                "request": (None, json.dumps(request(data, kind)), "application/json"),
-                "source_model": ("source.safetensors", (data / "source.safetensors").read_bytes(), "application/octet-stream"),
-            }
-            job = http.post("/jobs", files=parts).raise_for_status().json()
+        jobs = {kind: http.post("/jobs", files=parts(data, kind)).raise_for_status().json() for kind in KINDS}
+        for kind, job in jobs.items():
             while job["status"] not in TERMINAL:
                 job = http.get(f"/jobs/{job['id']}", params={"wait": 10}).json()
             if job["status"] != "succeeded":
@@ -227,7 +227,7 @@ def _wait(stack: Stack, sent: list[Sent], outcome: Outcome, seconds: float = 180
     while time.monotonic() < until:
         _pause(stack, 0, outcome)
         with stack.db.read() as session:
-            over = dict(session.execute(sa.select(Job.id, Job.status).where(Job.status.in_(sorted(TERMINAL)))).tuples().all())
+            over = dict(session.execute(sa.select(Job.id, Job.status).where(Job.status.in_(sorted(TERMINAL)))).all())
         if all(one.id in over for one in sent):
             return
         time.sleep(0.5)

@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from wsgiref.simple_server import WSGIServer
 
 import httpx
@@ -74,7 +75,8 @@ def test_an_attempt_counts_by_how_its_job_is_left(embedded_both: Embedded):
                 job = None
             else:
                 meter.lost_by = how
-                job = lifecycle.lose(session, claim, how, most=1 if how == "SIGSEGV" else 3, now=now)
+                most = 1 if how == "SIGSEGV" else 3
+                job = lifecycle.lose(session, claim, how, most=most, backoff=timedelta(0), now=now)
         meter.end(job)
         with worker.db.write() as session:  # what is queued again must not be claimed by the next
             lifecycle.cancel(session, EMBEDDED_TENANT, claim.job_id, now=now)
