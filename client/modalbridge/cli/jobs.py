@@ -117,18 +117,17 @@ def _facts(job: Job) -> list[tuple[str, str]]:
 def cancel(job_id: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Cancel a job: at once if it is queued, else its worker is asked to stop."""
     with connect(url) as client:
-        job = client.jobs.cancel(job_id)
-    if as_json:
-        print_json(job.raw)
-    else:
-        print_line(f"{job.id} {job.status}")
+        _print_status(client.jobs.cancel(job_id), as_json)
 
 
 @reported
 def retry(job_id: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Have a job that failed or was cancelled tried again, from its last checkpoint where one is left."""
     with connect(url) as client:
-        job = client.jobs.retry(job_id)
+        _print_status(client.jobs.retry(job_id), as_json)
+
+
+def _print_status(job: Job, as_json: bool) -> None:
     if as_json:
         print_json(job.raw)
     else:
