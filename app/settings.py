@@ -57,6 +57,10 @@ class Settings(BaseSettings):
     """From asking a job's process to stop to killing its process group."""
     job_time_limit_s: float = Field(24 * 3600, gt=0)
     """Of one attempt."""
+    keep_succeeded_s: float = Field(0, ge=0)
+    """Jobs that succeeded are deleted, with their artifacts, this long after their end. 0: when a client deletes them."""
+    keep_failed_s: float = Field(0, ge=0)
+    """The same of jobs that failed or were cancelled."""
     child_memory_bytes: int = Field(0, ge=0)
     """Of a job's process (RLIMIT_DATA). 0: 80 % of the machine's memory."""
     child_file_bytes: int = Field(256 * 2**30, gt=0)

@@ -20,9 +20,9 @@ import structlog
 
 from app import broker
 from app.artifacts.table import Artifact
-from app.blobs import ABANDONED_S
+from app.blobs import ABANDONED_S, discard
 from app.jobs import checkpoints, lifecycle, queries
-from app.jobs.states import TERMINAL, Status
+from app.jobs.states import RETRIED, TERMINAL, Status
 from app.jobs.table import Job, Worker
 from app.source_models.table import SourceModel
 from worker import invariants, workspace
@@ -90,7 +90,7 @@ def look(worker: WorkerProcess) -> None:
 
 def sweep(worker: WorkerProcess) -> None:
     """Now and then: what was left lying about."""
-    for part in (remove_work_folders, remove_abandoned_uploads, remove_orphaned_blobs, remove_silent_workers):
+    for part in (remove_old_jobs, remove_work_folders, remove_abandoned_uploads, remove_orphaned_blobs, remove_silent_workers):
         _attempt(part, worker)
 
 
@@ -190,6 +190,21 @@ def remove_work_folders(worker: WorkerProcess) -> None:
             job = known.get(job_id)
             if job_id != worker.job_id and (job is None or job.status in TERMINAL):
                 workspace.remove(worker.settings.work_dir, job_id, job.attempt if job else sys.maxsize)
+
+
+def remove_old_jobs(worker: WorkerProcess) -> None:
+    """Those that the settings do not keep any longer. A blob that the store keeps for now is one that no row names."""
+    given = worker.settings
+    for statuses, seconds in ((frozenset({Status.SUCCEEDED}), given.keep_succeeded_s), (RETRIED, given.keep_failed_s)):
+        while seconds:
+            with worker.db.write() as session:
+                before = worker.db.now(session) - timedelta(seconds=seconds)
+                gone = lifecycle.forget(session, statuses, before=before, most=BATCH)
+            if not gone:
+                break
+            for job_id, keys in gone.items():
+                log.info("a job is over for long enough, and deleted", job_id=job_id)
+                discard(worker.blobs, keys)
 
 
 def remove_abandoned_uploads(worker: WorkerProcess) -> None:

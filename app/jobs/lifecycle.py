@@ -243,6 +243,18 @@ def expire_leases(session: Session, *, most: int, backoff: timedelta, now: datet
     return changed
 
 
+def forget(session: Session, statuses: frozenset[Status], *, before: datetime, most: int) -> dict[str, list[str]]:
+    """Deletes the jobs that ended longest ago, before then, in one of these states: job id -> keys of its artifacts in the blob
+    store. One that a client has tried again just now stays."""
+    still = Job.status.in_(sorted(statuses)), Job.finished_at < before
+    found = session.scalars(sa.select(Job.id).where(*still).order_by(Job.finished_at).limit(most)).all()
+    keys: dict[str, list[str]] = {job_id: [] for job_id in found}
+    for job_id, key in session.execute(sa.select(Artifact.job_id, Artifact.blob_key).where(Artifact.job_id.in_(found))):
+        keys[job_id].append(key)
+    deleted = session.scalars(sa.delete(Job).where(Job.id.in_(found), *still).returning(Job.id)).all()
+    return {job_id: keys[job_id] for job_id in deleted}
+
+
 # A client's side -----------------------------------------------------------------------------------------------------
 
 

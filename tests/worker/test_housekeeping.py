@@ -10,7 +10,9 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from app.artifacts.table import Artifact
 from app.blobs import ABANDONED_S
+from app.database import EMBEDDED_TENANT
 from app.jobs import queries
 from app.jobs.table import Job, Worker
 from tests.worker.embedded import QUICK, Embedded, wait_for
@@ -122,6 +124,31 @@ def test_work_folders_go_with_their_jobs(embedded_both: Embedded):
         session.execute(sa.delete(Job).where(Job.id == deleted))
     housekeeping.remove_work_folders(worker)
     assert list(workspace.jobs_here(worker.settings.work_dir)) == [waiting]
+
+
+def test_jobs_that_are_over_for_long_enough_go_with_all_that_is_theirs(embedded_both: Embedded):
+    worker = embedded_both.process(keep_succeeded_s=3600, keep_failed_s=60)
+    ids = [embedded_both.submit(wake=False, seed=n, **QUICK) for n in range(5)]
+    old, young, failed, cancelled, waiting = ids
+    key = f"jobs/{EMBEDDED_TENANT}/{old}/1/model.safetensors"
+    worker.blobs.put(embedded_both.data / "source.safetensors", key)
+    with embedded_both.db.write() as session:
+        now = worker.db.now(session)
+        for job_id, status, ago in (
+            (old, "succeeded", 4000), (young, "succeeded", 3000), (failed, "failed", 61), (cancelled, "cancelled", 59),
+        ):  # fmt: skip
+            ended = now - timedelta(seconds=ago)
+            session.execute(sa.update(Job).where(Job.id == job_id).values(status=status, finished_at=ended))
+        values = {"name": "model.safetensors", "media_type": "x/y", "size": 1, "sha256": "0" * 64, "attempt": 1}
+        session.add(Artifact(job_id=old, tenant_id=EMBEDDED_TENANT, blob_key=key, created_at=now, **values))
+    housekeeping.remove_old_jobs(embedded_both.process())
+    with embedded_both.db.read() as session:
+        assert set(session.scalars(sa.select(Job.id))) == set(ids), "by default all are kept"
+    housekeeping.remove_old_jobs(worker)
+    with embedded_both.db.read() as session:
+        assert set(session.scalars(sa.select(Job.id))) == {young, cancelled, waiting}
+        assert session.scalar(sa.select(sa.func.count()).select_from(Artifact)) == 0
+    assert embedded_both.kept(old) == []
 
 
 def test_blobs_that_no_row_names_go_and_others_stay(embedded: Embedded):
