@@ -148,10 +148,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             fill(db, rows)
         asked = [(db, questions(rows)) for db, rows in zip((few, many), given.rows, strict=True)]
         taken: dict[str, list[list[float]]] = {name: [[], []] for name in asked[0][1]}
-        for _ in range(given.rounds):
+        for number in range(given.rounds):
             for name, both in taken.items():
-                for times, (db, named) in zip(both, asked, strict=True):
-                    times.append(timed(db, named[name]))
+                for which in (0, 1) if number % 2 else (1, 0):  # neither always comes first
+                    db, named = asked[which]
+                    both[which].append(timed(db, named[name]))
         backend = few.url.get_backend_name()
     medians = {name: [statistics.median(times) for times in both] for name, both in taken.items()}
     print(

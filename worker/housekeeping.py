@@ -43,6 +43,8 @@ SILENT_S = 24 * 3600.0
 """A worker that was not heard from for a day is gone."""
 OURS = re.compile(r"(source_models/[^/]+|jobs/[^/]+/[^/]+/\d+|checkpoints/[^/]+/[^/]+)/[^/]+")
 """The shape of every key that this service makes. Whatever else lies in a bucket is not ours to delete."""
+ARTIFACT = re.compile(r"jobs/[^/]+/([^/]+)/(\d+)/[^/]+")
+"""Of a job's attempt. It may be publishing just now, and waiting for a database that is away."""
 BATCH = 500
 log = structlog.get_logger()
 
@@ -213,21 +215,29 @@ def remove_abandoned_uploads(worker: WorkerProcess) -> None:
 
 def remove_orphaned_blobs(worker: WorkerProcess) -> None:
     """Those that no row names: their writer was killed between the blob and the commit, or between the commit that
-    deleted their row and the deletion. And checkpoints of jobs that are final, or deleted."""
+    deleted their row and the deletion. And checkpoints of jobs that are deleted, succeeded, or ended otherwise longer ago than a client may
+    want to have them tried again."""
     old = [key for key in worker.blobs.keys_older_than(ORPHAN_S) if OURS.fullmatch(key)]
     for start in range(0, len(old), BATCH):
         some = old[start : start + BATCH]
         job_of = {key: job_id for key in some if (job_id := checkpoints.job_of(key)) is not None}
+        attempt_of = {key: (found[1], int(found[2])) for key in some if (found := ARTIFACT.fullmatch(key))}
+        jobs = {*job_of.values(), *(job_id for job_id, _ in attempt_of.values())}
         with worker.db.read() as session:
             named = {
                 key
                 for column in (Artifact.blob_key, SourceModel.blob_key)
                 for key in session.scalars(sa.select(column).where(column.in_(some)))
             }
-            alive = sa.select(Job.id).where(Job.id.in_(set(job_of.values())), Job.status.not_in(sorted(TERMINAL)))
-            alive_jobs = set(session.scalars(alive))
+            lately = sa.and_(
+                Job.status.in_(sorted(RETRIED)), Job.finished_at > worker.db.now(session) - timedelta(seconds=ORPHAN_S)
+            )
+            going = sa.select(Job.id, Job.attempt).where(Job.id.in_(jobs), sa.or_(Job.status.not_in(sorted(TERMINAL)), lately))
+            attempts = {job.id: job.attempt for job in session.execute(going)}
         for key in some:
-            if key not in named and job_of.get(key) not in alive_jobs:
+            job_id, attempt = attempt_of.get(key, (None, None))
+            publishing = job_id in attempts and attempts[job_id] == attempt
+            if key not in named and job_of.get(key) not in attempts and not publishing:
                 log.info("an orphaned blob is removed", blob_key=key)
                 worker.blobs.delete(key)
 

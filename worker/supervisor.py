@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 import structlog
+from pydantic import ValidationError
 from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
 from sqlalchemy.orm import Session
 
@@ -230,30 +231,29 @@ class Attempt:
 
     def _end(self, code: int, space: Workspace) -> Job | None:
         heard = self.heard
-        if self.status == Status.CANCELLING:
-            return self._finish(lifecycle.finish_cancel)
-        if heard.result is not None and code == 0:
+        if heard.result is not None and code == 0 and self.status != Status.CANCELLING:
             try:
                 return self._publish(heard.result, publication.files(heard.result, space.out / "artifacts", self.claim))
             except Problem as problem:
                 return self._fail(problem)
+        self._hand_over()
+        if self.status == Status.CANCELLING:
+            return self._finish(lifecycle.finish_cancel)
         if heard.failed is not None:
             return self._fail(heard.failed)
         if self.timed_out:
             limit = self.settings.job_time_limit_s
             return self._fail(Problem("time_limit", f"stopped after {limit:g} s, the most that an attempt may take"))
         if self.asked_at is not None or (heard.stopped and code == 0):
-            self._hand_over()
             return self._finish(lifecycle.hand_back)
         words = self.child.last_words() if self.child else ""
         heard.log(f"the process's last words:\n{words}" if words else "the process died without a word")
         if code < 0:
-            self._hand_over()
             return self._lose(signal_name(-code), f"its process was killed by {signal_name(-code)}")
         return self._fail(Problem("child_died", f"exit code {code} and no result"))
 
     def _hand_over(self) -> None:
-        """The last checkpoint reaches the blob store, where another machine looks for it, if it does so soon."""
+        """The last checkpoint reaches the blob store, where the next attempt looks for it, if it does so soon."""
         until = time.monotonic() + self.settings.cancel_grace_s
         while self.sender is not None and not self.sender.up_to_date(self.tick_s):
             self._tell()
@@ -321,13 +321,19 @@ class Attempt:
 
     def _brought(self, space: Workspace) -> AdaptationSpec | None:
         """The engine's spec, and in the workspace what it needs from the blob store. None: the job was lost meanwhile.
-        Raises Problem reference_missing, OSError."""
+        Raises Problem reference_missing, invalid_request, OSError."""
         request, models = self._insist(self._asked_for)
         paths, warnings = self._beside(lambda: self._bring(space, [model.blob_key for model in models]), "fetch")
         for warning in warnings:
             self.heard.warn(warning)
         given = [{**model.description, "uri": str(path)} for model, path in zip(models, paths, strict=True)]
-        spec = AdaptationSpec.model_validate({**request, "source_model": given[0], "further_source_models": given[1:]})
+        try:
+            spec = AdaptationSpec.model_validate({**request, "source_model": given[0], "further_source_models": given[1:]})
+        except ValidationError as error:
+            fault = error.errors()[0]
+            pointer = "".join(f"/{part}" for part in fault["loc"])
+            detail = f"this worker cannot read the request, and may be older or newer than the front end: {fault['msg']}"
+            raise Problem("invalid_request", detail, pointer=pointer) from error
         return None if self.lost else spec
 
     def _asked_for(self, session: Session, _now: datetime) -> tuple[dict[str, Any], list[SourceModel]]:

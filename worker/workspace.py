@@ -56,20 +56,28 @@ def prepare(work_dir: Path, job_id: str, attempt: int) -> Workspace:
     earlier attempt here that left any. Raises OSError where the disk is full."""
     job = work_dir / job_id
     made = Workspace(job / f"attempt-{attempt}")
+    # Of a database that was restored from a backup: its attempts begin again where these were.
+    shutil.rmtree(made.folder, ignore_errors=True)
     for folder in (job, made.folder, made.tmp, made.out):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     earlier = [Workspace(job / f"attempt-{n}") for n in range(attempt - 1, 0, -1)]
     for name in CARRIED:
         left = next((former.out / name for former in earlier if (former.out / name).exists()), None)
         if left is not None:
-            _link(left, made.out / name)
+            with suppress(FileNotFoundError):  # the worker that made it is just removing it
+                _link(left, made.out / name)
     return made
 
 
 def newest_checkpoint(work_dir: Path, job_id: str, before: int) -> int:
-    """The newest attempt before that one that left a checkpoint here. 0: none."""
-    earlier = (Workspace(work_dir / job_id / f"attempt-{n}") for n in range(before - 1, 0, -1))
-    return next((before - 1 - i for i, space in enumerate(earlier) if space.checkpoint.exists()), 0)
+    """The attempt before that one that wrote the newest checkpoint here: later ones may have carried it, and written none. 0: none."""
+    found = 0
+    newest: Path | None = None
+    for number in range(before - 1, 0, -1):
+        checkpoint = Workspace(work_dir / job_id / f"attempt-{number}").checkpoint
+        if checkpoint.exists() and (newest is None or checkpoint.samefile(newest)):
+            found, newest = number, checkpoint
+    return found
 
 
 def _link(source: Path, destination: Path) -> None:
@@ -90,9 +98,15 @@ def remove(work_dir: Path, job_id: str, through: int) -> None:
     """The attempts of a job up to that one: a client may have had it tried again meanwhile, and a later one is at work here. What another
     process deletes or writes meanwhile is left to the next housekeeping."""
     job = work_dir / job_id
-    for folder in job.glob("attempt-*"):
-        if int(folder.name.removeprefix("attempt-")) <= through:
-            shutil.rmtree(folder, ignore_errors=True)
+    for folder in [*job.glob("attempt-*"), *job.glob("gone-*")]:
+        kind, _, number = folder.name.partition("-")
+        if int(number) <= through:
+            # All at once to whoever looks, as a later attempt does for what it can carry.
+            gone = folder.with_name(f"gone-{number}")
+            with suppress(OSError):
+                if kind == "attempt":
+                    folder.rename(gone)
+                shutil.rmtree(gone)
     with suppress(OSError):  # not empty, or gone
         job.rmdir()
 

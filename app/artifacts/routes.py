@@ -9,6 +9,7 @@ from fastapi.responses import StreamingResponse
 
 from app.artifacts.download import answer
 from app.artifacts.table import Artifact
+from app.blobs import Reading
 from app.conditional import matches
 from app.errors import Problem
 from app.jobs import queries, service
@@ -63,9 +64,16 @@ def download(
         return Response(status_code=304, headers={"ETag": etag})
     blobs, key = request.app.state.blobs, artifact.blob_key
     style = "inline" if artifact.media_type.startswith("text/html") else "attachment"
+
+    def read(start: int, end: int) -> Reading:
+        try:
+            return blobs.read(key, start, end)
+        except FileNotFoundError as error:  # deleted between the look at its row and now
+            raise Problem("not_found", f"{artifact.name} of {job_id} is gone") from error
+
     return answer(
         request,
-        lambda start, end: blobs.read(key, start, end),
+        read,
         size=artifact.size,
         media_type=artifact.media_type,
         etag=etag,

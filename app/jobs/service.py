@@ -55,6 +55,10 @@ def submit(
     layouts.check(request.data, description.classes, settings.data_roots)
     if not by_id:
         model, _ = source_models.store(db, blobs, tenant_id, request.source_model, staged)
+        for place, further in enumerate(request.further_source_models):
+            if further.id == model.id:
+                pointer = f"/further_source_models/{place}/id"
+                raise Problem("invalid_request", f"{model.id} is the very model that is sent along", pointer=pointer)
     accepted = request.model_copy(update={"source_model": SourceModelId(id=model.id)}).model_dump(mode="json")
     try:
         return _insert(db, tenant_id, accepted, digest, key), True
@@ -106,7 +110,7 @@ def _insert(db: Database, tenant_id: str, accepted: dict[str, Any], digest: str,
 
 
 def _digest(request: JobRequest, staged: Staged | None) -> str:
-    content = [request.model_dump(mode="json"), staged.sha256 if staged else None]
+    content = [request.model_dump(mode="json", exclude_defaults=True), staged.sha256 if staged else None]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

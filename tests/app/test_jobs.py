@@ -94,9 +94,11 @@ def test_several_source_models_are_named_by_their_ids_and_kept_while_the_job_is(
 def test_source_models_that_cannot_be_adapted_together_are_refused(service: Service, request_body: dict[str, Any]) -> None:
     bigger = stored(service, request_body, 2, input={"size": 64})
     others = stored(service, request_body, 3, classes=["box", "cup"])
+    same = stored(service, request_body, 0)
     for further, status, code, pointer, words in [
         ([bigger], 422, "invalid_request", "/further_source_models/0", "input.size"),
         ([others], 422, "invalid_request", "/further_source_models/0", "cup, mug"),
+        ([same], 422, "invalid_request", "/further_source_models/0/id", "the very model"),
         ([bigger, bigger], 422, "invalid_request", "/further_source_models/0/id", "more than once"),
         (["model_unknown"], 404, "not_found", "/further_source_models/0/id", "model_unknown"),
     ]:
@@ -277,6 +279,16 @@ def test_the_model_downloads_whole_by_range_and_by_etag(service: Service, reques
     assert known.status_code == 304 and not known.content
     assert service.client.get(url + "/artifacts/nothing").json()["code"] == "not_found"
     assert service.client.get(url + "/artifacts/..%2f..%2fmodalbridge.db").status_code == 404
+
+
+def test_a_file_that_is_gone_from_the_store_is_not_found(service: Service, request_body: dict[str, Any]) -> None:
+    """Deleted between the look at its row and the reading, or lost with a restore: no fault of the service's code."""
+    job = submit(service.client, request_body, safetensors()).json()
+    publish(service, claim(service))
+    (key,) = (key for key in service.blobs.keys_older_than(-60) if job["id"] in key)
+    service.blobs.delete(key)
+    answer = service.client.get(f"/jobs/{job['id']}/model")
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
 def test_events_are_paged_and_streamed(service: Service, request_body: dict[str, Any]) -> None:

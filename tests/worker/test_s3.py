@@ -187,14 +187,16 @@ def test_the_sweep_takes_what_is_nobodys_and_leaves_the_checkpoints_of_living_jo
     weights = over.blobs.keys("source_models/")
     of_alive, *gone_keys = [checkpoints.key(EMBEDDED_TENANT, job, 1, 1, "0" * 64) for job in (alive, final, "job_that_was")]
     gone_keys += [f"jobs/{EMBEDDED_TENANT}/job_that_was/1/model.json", f"source_models/{EMBEDDED_TENANT}/model_gone"]
+    gone_keys.append(f"jobs/{EMBEDDED_TENANT}/{alive}/9/model.json")  # of no attempt that it has
+    publishing = f"jobs/{EMBEDDED_TENANT}/{alive}/0/model.json"
     strangers = ["somebodys/photograph.jpg", "jobs/notes.txt"]
-    for key in [of_alive, *gone_keys, *strangers]:
+    for key in [of_alive, publishing, *gone_keys, *strangers]:
         over.blobs.put(file, key)
     housekeeping.remove_orphaned_blobs(over.process())
     assert set(over.blobs.keys_older_than(-60)) >= set(gone_keys), "they are young"
     monkeypatch.setattr("worker.housekeeping.ORPHAN_S", -60)
     housekeeping.remove_orphaned_blobs(over.process())
-    assert set(over.blobs.keys_older_than(-60)) == {*weights, of_alive, *strangers}
+    assert set(over.blobs.keys_older_than(-60)) == {*weights, of_alive, publishing, *strangers}
     service.cancel(over.db, EMBEDDED_TENANT, alive)
     service.delete(over.db, over.blobs, EMBEDDED_TENANT, alive)
     assert over.checkpoints(alive) == [], "a job that is deleted takes its checkpoints along"

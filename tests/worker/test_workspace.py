@@ -62,3 +62,33 @@ def test_an_attempt_that_ends_leaves_a_later_one_at_work(tmp_path):
     later = workspace.prepare(tmp_path, "job_1", 2)
     workspace.remove(tmp_path, "job_1", 1)
     assert [path.name for path in (tmp_path / "job_1").iterdir()] == ["attempt-2"] and later.out.is_dir()
+
+
+def test_what_an_attempt_only_carried_is_not_its_own(tmp_path):
+    """Else a checkpoint that another machine wrote meanwhile, and that lies in the blob store, would count as older."""
+    first = workspace.prepare(tmp_path, "job_1", 1)
+    first.checkpoint.write_bytes(b"step 100")
+    workspace.prepare(tmp_path, "job_1", 3)
+    assert workspace.newest_checkpoint(tmp_path, "job_1", 4) == 1
+    own = workspace.prepare(tmp_path, "job_1", 5)
+    own.checkpoint.unlink()
+    own.checkpoint.write_bytes(b"step 300")
+    assert workspace.newest_checkpoint(tmp_path, "job_1", 6) == 5
+    assert workspace.newest_checkpoint(tmp_path, "job_2", 6) == 0
+
+
+def test_folders_that_a_restored_database_knows_nothing_of_are_begun_anew(tmp_path):
+    """Its attempts count again from where the backup was made."""
+    stale = workspace.prepare(tmp_path, "job_1", 2)
+    stale.checkpoint.write_bytes(b"of a future that never was")
+    before = workspace.prepare(tmp_path, "job_1", 1)
+    before.checkpoint.write_bytes(b"step 10")
+    again = workspace.prepare(tmp_path, "job_1", 2)
+    assert again.checkpoint.read_bytes() == b"step 10"
+
+
+def test_what_a_killed_removal_left_goes_with_the_next(tmp_path):
+    made = workspace.prepare(tmp_path, "job_1", 1)
+    made.folder.rename(made.folder.with_name("gone-1"))
+    workspace.remove(tmp_path, "job_1", 1)
+    assert list(workspace.jobs_here(tmp_path)) == []

@@ -202,9 +202,11 @@ def _anchored(spec: AdaptationSpec, anchor: Path) -> AdaptationSpec:
 
 
 def _digest(spec: AdaptationSpec) -> str:
-    """Of all that the outcome depends on: not the name, the labels, or where the source model's file lies."""
+    """Of all that the outcome depends on: not the name, the labels, or where the source model's file lies. What is at its default is
+    left out, so that a setting that a later version adds is no other specification."""
     document = spec.model_dump(
         mode="json",
+        exclude_defaults=True,
         exclude={"name": True, "labels": True, "source_model": {"uri"}, "further_source_models": {"__all__": {"uri"}}},
     )
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
