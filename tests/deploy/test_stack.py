@@ -26,7 +26,6 @@ from deploy import stack
 from tests.adaptation.conftest import CLASSES, SIZE
 from tests.conftest import POSTGRES
 from tests.worker.embedded import ROOT, processes_that_name, wait_for
-from worker import health
 
 REDIS = os.environ.get("MODALBRIDGE_TEST_REDIS", "redis://127.0.0.1:6379/9")
 Services = dict[str, dict[str, Any]]
@@ -71,7 +70,7 @@ def job(client: httpx.Client, data: Path) -> str:
 @pytest.mark.postgres
 @pytest.mark.redis
 def test_a_job_goes_through_and_sigterm_leaves_no_process(
-    tmp_path: Path, small_data: Path, database_url: str, broker_url: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, small_data: Path, database_url: str, broker_url: str
 ) -> None:
     port, folder = free_port(), tmp_path / "stack"
     options = {
@@ -155,16 +154,3 @@ def test_the_services_servers_become_those_of_this_machine(services: Services, m
     assert line[6:9] == ["127.0.0.1", "--port", "81"]
     line = stack.command(services["bucket"], servers)
     assert line == [sys.executable, "deploy/bucket.py", "s3://modalbridge/blobs", "--endpoint-url", "http://s:4"]
-
-
-def test_the_health_check_is_of_this_host_alone(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    from app.settings import Settings
-
-    settings = Settings(database_url=database.url.render_as_string(hide_password=False))
-    with database.write() as session:
-        now = database.now(session)
-        session.add(Worker(id=new_id("worker"), host="another", pid=1, started_at=now, last_seen_at=now))
-    with pytest.raises(RuntimeError, match="was heard from"):
-        health.check(settings)
-    monkeypatch.setattr("socket.gethostname", lambda: "another")
-    health.check(settings)
