@@ -4,8 +4,8 @@
     python -m tests.chaos --faults 200 --seed 0 --servers                           # PostgreSQL, Redis, S3
 
 Real processes: front end and two workers; with --servers also a Redis of its own, a database of its own in the PostgreSQL of
-MODALBRIDGE_TEST_POSTGRES, and moto's S3 server behind a proxy that can fail, with a data folder for each process. A client posts jobs all the while, each under an Idempotency-Key until it is answered 202, and cancels
-some. Afterwards every job that was answered 202 must have ended as it should, published at most once, with the weights of an
+MODALBRIDGE_TEST_POSTGRES, and moto's S3 server behind a proxy that can fail, with a data folder for each process. A client
+posts jobs all the while, each under an Idempotency-Key until it is answered 202, and cancels some. Afterwards every job that was answered 202 must have ended as it should, published at most once, with the weights of an
 undisturbed run, and nothing may be left: no process, no half-written file. Exit code 1 where that is not so.
 """
 
@@ -18,16 +18,12 @@ import os
 import random
 import sys
 import tempfile
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from unittest.mock import patch
 
-import sqlalchemy as sa
-
-from app import schema
-from app.database import Database
-from app.ids import new_id
+from benchmarks import scale
 from tests import s3
 from tests.adaptation.conftest import make
 from tests.chaos import campaign
@@ -35,42 +31,15 @@ from tests.chaos.stack import Redis, Stack
 from tests.conftest import POSTGRES
 
 
-@contextmanager
-def database(servers: bool, folder: Path):
-    """The URL of a migrated one, gone afterwards."""
-    if not servers:
-        url = f"sqlite:///{folder / 'modalbridge.db'}"
-        _migrate(url)
-        yield url
-        return
-    administration = sa.create_engine(POSTGRES, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
-    name = new_id("chaos")
-    with administration.connect() as connection:
-        connection.execute(sa.text(f'CREATE DATABASE "{name}"'))
-    try:
-        url = sa.make_url(POSTGRES).set(database=name).render_as_string(hide_password=False)
-        _migrate(url)
-        yield url
-    finally:
-        with administration.connect() as connection:
-            connection.execute(sa.text(f'DROP DATABASE "{name}" WITH (FORCE)'))
-        administration.dispose()
-
-
-def _migrate(url: str) -> None:
-    db = Database(url)
-    schema.upgrade(db)
-    db.dispose()
-
-
 def carry_out(folder: Path, servers: bool, seed: int, faults: int, pause_s: float) -> campaign.Outcome:
     data = make(folder / "data")
     # This process looks into the bucket at the end, with the credentials that the others were given.
     with (
         patch.dict(os.environ, s3.CREDENTIALS),
-        database(servers, folder) as url,
+        scale.database(POSTGRES if servers else "", folder) as db,
         s3.server() if servers else nullcontext() as bucket,
     ):
+        url = db.url.render_as_string(hide_password=False)
         stack = Stack(folder, data, url, Redis(folder) if servers else None, bucket("chaos") if servers else None)
         return campaign.run(stack, data, seed, faults, pause_s, campaign.say)
 
