@@ -4,7 +4,7 @@
     python -m benchmarks.scale --server ''           # SQLite
 
 Two databases, made for this and dropped afterwards, of so many rows of jobs, each with a label, one in twenty failed, a hundred of
-them queued. What the service asks of the database for each request is then asked of both in turns, in one run: a page of the list,
+them queued, in ten shares. What the service asks of the database for each request is then asked of both in turns, in one run: a page of the list,
 whole, by status, by label and deep down; a poll; and a worker's claim, rolled back. Medians in milliseconds, and the ratio.
 """
 
@@ -66,7 +66,7 @@ def job_id(number: int) -> str:
     return f"job_{number:026}"
 
 
-def fill(db: Database, rows: int) -> None:
+def fill(db: Database, rows: int, queued: int = QUEUED) -> None:
     """Jobs 1 to `rows`, the last ones queued; by one statement a table, in the database itself."""
     if db.is_sqlite:
         numbers = f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})"
@@ -74,12 +74,12 @@ def fill(db: Database, rows: int) -> None:
     else:
         numbers, source = "", f"generate_series(1, {rows}) AS n(i)"
         id, none = "'job_' || lpad(i::text, 26, '0')", "'{}'::jsonb"
-    status = f"CASE WHEN i > {rows - QUEUED} THEN 'queued' WHEN i % 20 = 0 THEN 'failed' ELSE 'succeeded' END"
+    status = f"CASE WHEN i > {rows - queued} THEN 'queued' WHEN i % 20 = 0 THEN 'failed' ELSE 'succeeded' END"
     columns = (
         "id, tenant_id, source_model_id, method, request, request_digest, status, attempt, lost_attempts, version, last_event, "
-        "created_at, queued_at, updated_at"
+        "share, created_at, queued_at, updated_at"
     )
-    values = f"{id}, '{EMBEDDED_TENANT}', '{MODEL}', 'tgmb_tgkt', {none}, '', {status}, 1, 0, 1, 0, {', '.join(['CURRENT_TIMESTAMP'] * 3)}"
+    values = f"{id}, '{EMBEDDED_TENANT}', '{MODEL}', 'tgmb_tgkt', {none}, '', {status}, 1, 0, 1, 0, 'team_' || (i % 10), {', '.join(['CURRENT_TIMESTAMP'] * 3)}"
     with db.engine.begin() as connection:
         model = "id, tenant_id, sha256, fingerprint, size, format, description, blob_key, created_at"
         connection.execute(
