@@ -17,6 +17,7 @@ import torchvision
 
 from app import layouts
 from app.errors import Problem
+from app.references import Disk
 from app.spec import WITHOUT_PAIRS, AdaptationSpec
 from worker.adaptation import artifacts, assessment, checkpoint, data, device, parallel, report, source_model
 from worker.adaptation.device import Precision
@@ -118,7 +119,7 @@ def _weights(spec: AdaptationSpec) -> list[Path]:
     found = []
     for place, model in enumerate((spec.source_model, *spec.further_source_models)):
         pointer = f"/further_source_models/{place - 1}/uri" if place else "/source_model/uri"
-        path = layouts.local_path(model.uri, None, pointer)
+        path = Disk(None).find(model.uri, pointer)
         if not path.is_file():
             raise Problem("reference_missing", f"{model.uri!r} is not a file", pointer=pointer)
         found.append(path)
