@@ -36,6 +36,10 @@ class Settings(BaseSettings):
 
     max_upload_bytes: int = Field(4 * 2**30, gt=0)
     """Of a source model's file. The bytes are counted as they stream in."""
+    max_dataset_bytes: int = Field(16 * 2**30, gt=0)
+    """Of a dataset's archive, counted likewise."""
+    max_unpacked_bytes: int = Field(64 * 2**30, gt=0)
+    """Of what is in one."""
     max_request_bytes: int = Field(2**20, gt=0)
     """Of a JSON body or a JSON part."""
     wait_limit_s: float = Field(60, gt=0)
@@ -67,6 +71,11 @@ class Settings(BaseSettings):
     """Of one file that a job's process writes (RLIMIT_FSIZE)."""
     checkpoint_s: float = Field(30, gt=0, le=60)
     """At most this long between two checkpoints."""
+
+    cache_dir: str = ""
+    """Where workers unpack datasets, once for all jobs. Several workers of a machine may share it. Default: in data_dir."""
+    cache_bytes: int = Field(64 * 2**30, gt=0)
+    """What is not in use is deleted, the least recently used first, to keep within this."""
 
     metrics_port: int = Field(0, ge=0, le=65535)
     """A worker tells its numbers to Prometheus at this port. 0: it does not."""
@@ -110,6 +119,10 @@ class Settings(BaseSettings):
     @property
     def broker_dir(self) -> Path:
         return self.data_dir.absolute() / "broker"
+
+    @property
+    def cache_folder(self) -> Path:
+        return (Path(self.cache_dir) if self.cache_dir else self.data_dir / "cache").absolute()
 
     @property
     def work_dir(self) -> Path:

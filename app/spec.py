@@ -237,11 +237,21 @@ class JobRequest(Adaptation):
         return self
 
 
+class Fetched(Strict):
+    """Where on this machine's disk a reference's data lie that were elsewhere."""
+
+    path: str = Field(min_length=1, max_length=4096)
+    version: str = Field(min_length=1, max_length=200)
+    """What was fetched, by its content: told in the report."""
+
+
 class AdaptationSpec(Adaptation):
     """What the engine runs: `python -m worker.adaptation SPEC.json --out DIR`."""
 
     source_model: SourceModelFile
     further_source_models: tuple[SourceModelFile, ...] = Field((), max_length=MOST_FURTHER)
+    fetched: dict[str, Fetched] = Field(default_factory=dict)
+    """By the `uri` of the reference in `data`."""
 
     @model_validator(mode="after")
     def _models_fit(self) -> AdaptationSpec:

@@ -21,12 +21,14 @@ import structlog
 from app import broker
 from app.artifacts.table import Artifact
 from app.blobs import ABANDONED_S, discard
+from app.datasets.table import Dataset
 from app.jobs import checkpoints, lifecycle, queries
 from app.jobs.states import RETRIED, TERMINAL, Status
 from app.jobs.table import Job, Worker
 from app.source_models.table import SourceModel
 from worker import invariants, workspace
 from worker.beside import Call
+from worker.cache import Cache
 from worker.process import WorkerProcess
 
 LEAVE_S = 5.0
@@ -41,7 +43,7 @@ ORPHAN_S = 3600.0
 """A blob is kept before its row is committed: younger than this, it may be about to be named."""
 SILENT_S = 24 * 3600.0
 """A worker that was not heard from for a day is gone."""
-OURS = re.compile(r"(source_models/[^/]+|jobs/[^/]+/[^/]+/\d+|checkpoints/[^/]+/[^/]+)/[^/]+")
+OURS = re.compile(r"(source_models/[^/]+|datasets/[^/]+|jobs/[^/]+/[^/]+/\d+|checkpoints/[^/]+/[^/]+)/[^/]+")
 """The shape of every key that this service makes. Whatever else lies in a bucket is not ours to delete."""
 ARTIFACT = re.compile(r"jobs/[^/]+/([^/]+)/(\d+)/[^/]+")
 """Of a job's attempt. It may be publishing just now, and waiting for a database that is away."""
@@ -92,7 +94,14 @@ def look(worker: WorkerProcess) -> None:
 
 def sweep(worker: WorkerProcess) -> None:
     """Now and then: what was left lying about."""
-    for part in (remove_old_jobs, remove_work_folders, remove_abandoned_uploads, remove_orphaned_blobs, remove_silent_workers):
+    for part in (
+        remove_old_jobs,
+        remove_work_folders,
+        tidy_cache,
+        remove_abandoned_uploads,
+        remove_orphaned_blobs,
+        remove_silent_workers,
+    ):
         _attempt(part, worker)
 
 
@@ -194,6 +203,10 @@ def remove_work_folders(worker: WorkerProcess) -> None:
                 workspace.remove(worker.settings.work_dir, job_id, job.attempt if job else sys.maxsize)
 
 
+def tidy_cache(worker: WorkerProcess) -> None:
+    Cache(worker.settings.cache_folder, worker.settings.cache_bytes).tidy()
+
+
 def remove_old_jobs(worker: WorkerProcess) -> None:
     """Those that the settings do not keep any longer. A blob that the store keeps for now is one that no row names."""
     given = worker.settings
@@ -226,7 +239,7 @@ def remove_orphaned_blobs(worker: WorkerProcess) -> None:
         with worker.db.read() as session:
             named = {
                 key
-                for column in (Artifact.blob_key, SourceModel.blob_key)
+                for column in (Artifact.blob_key, SourceModel.blob_key, Dataset.blob_key, Dataset.listing_key)
                 for key in session.scalars(sa.select(column).where(column.in_(some)))
             }
             lately = sa.and_(

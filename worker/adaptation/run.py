@@ -48,7 +48,7 @@ def run(
     first evaluates and publishes; for the others: None. Raises Problem."""
     where = device.choose(spec.device)
     parallel.start(where)
-    placed = _anchored(spec, anchor) if roots is None else spec
+    placed = _placed(spec, anchor if roots is None else None)
     weights = _weights(placed)
     identity = {"spec": _digest(spec), "source_model": " ".join(artifacts.sha256(path) for path in weights)}
     if (finished := artifacts.published(folder)) is not None:
@@ -183,11 +183,14 @@ def _shareable(spec: AdaptationSpec, target: Images, pairs: Pairs | None) -> Non
         raise Problem("invalid_request", f"batches of {least} images are too small for {several} processes", pointer="/settings")
 
 
-def _anchored(spec: AdaptationSpec, anchor: Path) -> AdaptationSpec:
-    """Relative references, as absolute paths."""
+def _placed(spec: AdaptationSpec, anchor: Path | None) -> AdaptationSpec:
+    """References to what was fetched, as the paths where it lies; and relative ones, as absolute paths below the anchor, if
+    there is one."""
 
     def place(reference):
-        if reference is None or urlsplit(reference.uri).scheme or Path(reference.uri).is_absolute():
+        if reference is not None and (fetched := spec.fetched.get(reference.uri)) is not None:
+            return reference.model_copy(update={"uri": fetched.path})
+        if reference is None or anchor is None or urlsplit(reference.uri).scheme or Path(reference.uri).is_absolute():
             return reference
         return reference.model_copy(update={"uri": str(anchor / reference.uri)})
 
@@ -203,12 +206,18 @@ def _anchored(spec: AdaptationSpec, anchor: Path) -> AdaptationSpec:
 
 
 def _digest(spec: AdaptationSpec) -> str:
-    """Of all that the outcome depends on: not the name, the labels, or where the source model's file lies. What is at its default is
+    """Of all that the outcome depends on: not the name, the labels, or where files lie; what was fetched, its images tell. What is at its default is
     left out, so that a setting that a later version adds is no other specification."""
     document = spec.model_dump(
         mode="json",
         exclude_defaults=True,
-        exclude={"name": True, "labels": True, "source_model": {"uri"}, "further_source_models": {"__all__": {"uri"}}},
+        exclude={
+            "name": True,
+            "labels": True,
+            "source_model": {"uri"},
+            "further_source_models": {"__all__": {"uri"}},
+            "fetched": True,
+        },
     )
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
