@@ -89,12 +89,32 @@ CODES: dict[str, Code] = {
     "reference_scheme": Code(
         422,
         "This kind of reference is not accepted",
-        "Use a file:// URI below one of the folders that the operator has opened, or dataset:// and the id of an uploaded archive.",
+        "Use a file:// URI below an opened folder, dataset:// and the id of an uploaded archive, s3:// and an opened bucket, or https:// and an archive on an opened host.",
     ),
     "reference_outside_roots": Code(
         422,
         "The reference lies outside the folders that may be read",
         "Put the data below an opened folder, without `..` or links that lead out of it.",
+    ),
+    "reference_forbidden": Code(
+        422,
+        "The reference leads to a place that may not be read",
+        "Use a bucket or a host that the operator has opened (MODALBRIDGE_DATA_BUCKETS, MODALBRIDGE_DATA_HOSTS), at a public address.",
+    ),
+    "reference_changed": Code(
+        422,
+        "The data have changed since the job was accepted",
+        "Submit the job again to take them as they are now; leave data in place while jobs name them.",
+    ),
+    "reference_too_large": Code(
+        422,
+        "The data are larger than this service fetches",
+        "Name less of it, or ask the operator to raise the limit in `detail`.",
+    ),
+    "reference_away": Code(
+        503,
+        "The place that the reference leads to does not answer",
+        "Try again in a moment; if it lasts, ask who runs that place.",
     ),
     "reference_missing": Code(422, "Nothing is there under this reference", "Check the path as the service's machine sees it."),
     "reference_unreadable": Code(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import gzip
 import json
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path, PurePath, PurePosixPath
 
 from app import archives
@@ -16,10 +16,11 @@ from app.remote import parse
 
 
 class Listing:
-    """A Tree. texts: name -> content of each file, None of an image. A path is relative to the reference's own root."""
+    """A Tree. texts: name -> content of each file, None of an image. A path is relative to the reference's own root. read:
+    (name, bytes at most) -> content of a list or CSV file that is not in texts."""
 
-    def __init__(self, texts: Mapping[str, bytes | None]) -> None:
-        self.texts = texts
+    def __init__(self, texts: Mapping[str, bytes | None], read: Callable[[str, int], bytes] | None = None) -> None:
+        self.texts, self._read = texts, read
         self._names = sorted(texts, key=lambda name: name.split("/"))
         self._keys = [name.split("/") for name in self._names]
 
@@ -41,7 +42,9 @@ class Listing:
         return folder / name if self.is_folder(folder / name) else None
 
     def text(self, path: PurePath, name: str, limit: int, pointer: str) -> str:
-        if (raw := self.texts[path.as_posix()]) is None:
+        if (raw := self.texts[path.as_posix()]) is None and self._read is not None and archives.is_text(path.name):
+            raw = self._read(path.as_posix(), limit + 1)
+        if raw is None:
             raise Problem("layout_mismatch", f"{name} is an image, and this layout needs a text file", pointer=pointer)
         return decoded(raw, name, limit, pointer)
 

@@ -11,10 +11,12 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_][A-Za-z0-9_.-]*)*/?")
+
+_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?(:(?!443$)[0-9]{1,5})?")
 
 
 class Settings(BaseSettings):
@@ -33,6 +35,18 @@ class Settings(BaseSettings):
     Default: a folder in data_dir. Credentials and region are found as boto3 finds them."""
     s3_endpoint_url: str = ""
     """Of an S3-compatible store, such as http://minio:9000. Default: AWS."""
+
+    data_buckets: Annotated[tuple[str, ...], NoDecode] = ()
+    """s3://bucket or s3://bucket/prefix, separated by commas, below which s3:// references may lie. Default: none."""
+    data_s3_endpoint_url: str = ""
+    """Of the S3-compatible store that data_buckets are in. Default: s3_endpoint_url."""
+
+    data_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Hosts, as name or name:port, separated by commas, from which https:// references may be fetched. Default: none."""
+    data_private_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Those of data_hosts that may have private addresses. Default: none: such an address is refused."""
+    data_ca_file: str = ""
+    """Certificates, as PEM, that data_hosts are trusted by besides those of public authorities."""
 
     max_upload_bytes: int = Field(4 * 2**30, gt=0)
     """Of a source model's file. The bytes are counted as they stream in."""
@@ -89,11 +103,30 @@ class Settings(BaseSettings):
             raise ValueError(f"blobs_url must be s3://bucket or s3://bucket/prefix, or empty for a folder: {value!r}")
         return value
 
-    @field_validator("s3_endpoint_url")
+    @field_validator("s3_endpoint_url", "data_s3_endpoint_url")
     @classmethod
     def _endpoint_is_http(cls, value: str) -> str:
         if value and not value.startswith(("http://", "https://")):
-            raise ValueError(f"s3_endpoint_url must begin with http:// or https://: {value!r}")
+            raise ValueError(f"an S3 endpoint must begin with http:// or https://: {value!r}")
+        return value
+
+    @field_validator("data_buckets", "data_hosts", "data_private_hosts", mode="before")
+    @classmethod
+    def _split_by_commas(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("data_hosts", "data_private_hosts")
+    @classmethod
+    def _hosts_are_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [one for one in value if not _HOST.fullmatch(one)]:
+            raise ValueError(f"hosts must be names in small letters, each with :port unless that is 443: {', '.join(wrong)}")
+        return value
+
+    @field_validator("data_buckets")
+    @classmethod
+    def _data_are_in_buckets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [one for one in value if not _BUCKET.fullmatch(one)]:
+            raise ValueError(f"data_buckets must be s3://bucket or s3://bucket/prefix: {', '.join(wrong)}")
         return value
 
     @field_validator("data_roots", mode="before")
@@ -107,6 +140,16 @@ class Settings(BaseSettings):
         if relative := [str(root) for root in value if not root.is_absolute()]:
             raise ValueError(f"data_roots must be absolute: {', '.join(relative)}")
         return value
+
+    @model_validator(mode="after")
+    def _blobs_are_no_data(self) -> Settings:
+        """Else whoever may submit a job could have another's artifacts read."""
+        blobs = f"{self.blobs_url.rstrip('/')}/"
+        elsewhere = self.data_s3_endpoint_url not in ("", self.s3_endpoint_url)
+        for one in self.data_buckets:
+            if self.blobs_url and not elsewhere and (blobs.startswith(f"{one.rstrip('/')}/") or one.startswith(blobs)):
+                raise ValueError(f"data_buckets must not open the blob store: {one} and {self.blobs_url}")
+        return self
 
     @property
     def sqlalchemy_url(self) -> str:

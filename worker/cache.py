@@ -28,6 +28,7 @@ from worker.beside import NotYetError
 
 POLL_S = 0.2
 """While another worker fetches the same."""
+STEP = 64 * 2**20
 log = structlog.get_logger()
 
 
@@ -47,7 +48,7 @@ class Room:
     """Where an entry is filled. files: what becomes of it; scratch: a file for what is deleted when it is full."""
 
     def __init__(self, cache: Cache, place: Path, beside: int) -> None:
-        self._cache, self.place, self._beside = cache, place, beside
+        self._cache, self.place, self._beside, self._noted = cache, place, beside, 0
         self.files, self.scratch = place / "files", place / "scratch"
         self.files.mkdir(mode=0o700, parents=True)
         self.reserved = (place / "reserved").open("w+")
@@ -58,10 +59,19 @@ class Room:
         have to go."""
         self._cache.make_room(self, size, self._beside)
 
+    def grow(self, size: int) -> None:
+        """need(), for what becomes more by and by: some more is taken, so that not every piece asks."""
+        if size > self._noted:
+            try:
+                self.need(min(size + STEP, max(size, self._cache.most - self._beside)))
+            except NotYetError:
+                self.need(size)
+
     def note(self, size: int) -> None:
         self.reserved.seek(0)
         self.reserved.write(f"{size:020}")
         self.reserved.flush()
+        self._noted = size
 
 
 class Cache:

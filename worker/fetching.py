@@ -3,62 +3,20 @@ one has no network and no credentials."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import closing
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
 
-from app import archives, remote
+from app import remote
 from app.blobs import Blobs
-from app.blobs.staging import sha256_of
 from app.datasets.table import Dataset
-from app.errors import Problem
 from app.layouts import SETS
+from app.remote import Pin
 from app.settings import Settings
 from app.spec import DataSpec, Fetched
-from worker.cache import Cache, Held, Room
+from worker.cache import Cache, Held
+from worker.sources import GoingOn, InBucket, OverHttps, Source, Uploaded
 
 
-class Source(Protocol):
-    """What can be fetched as a whole. key: of its entry in the cache, the same for the same content."""
-
-    @property
-    def key(self) -> str: ...
-
-    def fill(self, room: Room, going_on: Callable[[], None]) -> str:
-        """Writes it into the room; its version. Raises Problem, BlobsAwayError, NotYetError, OSError."""
-
-
-@dataclass(frozen=True)
-class Archive:
-    """An uploaded dataset."""
-
-    dataset: Dataset
-    blobs: Blobs
-    settings: Settings
-    pointer: str
-
-    @property
-    def key(self) -> str:
-        return f"archive-{self.dataset.sha256}"
-
-    def fill(self, room: Room, going_on: Callable[[], None]) -> str:
-        room.need(self.dataset.size + self.dataset.unpacked_bytes)
-        try:
-            with closing(self.blobs.read(self.dataset.blob_key, 0, self.dataset.size)) as pieces, room.scratch.open("wb") as file:
-                for piece in pieces:
-                    going_on()
-                    file.write(piece)
-        except FileNotFoundError as error:
-            raise Problem("reference_missing", "its archive is no longer in the blob store", pointer=self.pointer) from error
-        if (found := sha256_of(room.scratch)) != self.dataset.sha256:
-            detail = f"its archive has sha256 {found} in the blob store, and had {self.dataset.sha256} when it was uploaded"
-            raise Problem("archive_damaged", detail, pointer=self.pointer)
-        archives.unpack(room.scratch, room.files, self.settings.max_unpacked_bytes, self.pointer, lambda _: going_on())
-        return f"sha256:{found}"
-
-
-def fetch(sources: Mapping[str, Source], cache: Cache, going_on: Callable[[], None]) -> dict[str, Held]:
+def fetch(sources: Mapping[str, Source], cache: Cache, going_on: GoingOn) -> dict[str, Held]:
     """By what each reference has as its base. Where one fails, none is held. Raises what Cache.hold raises."""
     held: dict[str, Held] = {}
     try:
@@ -78,12 +36,21 @@ def remote_uris(data: DataSpec) -> dict[str, str]:
     return {uri: f"/data/{name}/uri" for name, uri in reversed(named.items()) if remote.is_remote(uri)}
 
 
-def sources(uris: Mapping[str, str], datasets: Mapping[str, Dataset], blobs: Blobs, settings: Settings) -> dict[str, Source]:
-    """By base: references into one are fetched once. datasets: the job's, by id."""
+def sources(
+    job_id: str, uris: Mapping[str, str], pins: Sequence[Pin], datasets: Mapping[str, Dataset], blobs: Blobs, settings: Settings
+) -> dict[str, Source]:
+    """By base: references into one are fetched once. pins: the job's. datasets: the job's, by id."""
     found: dict[str, Source] = {}
+    pin_of = {pin.uri: pin for pin in pins}
     for uri, pointer in uris.items():
         led = remote.parse(uri, pointer)
-        found.setdefault(led.base, Archive(datasets[led.place], blobs, settings, pointer))
+        if led.base not in found:
+            if led.scheme == "dataset":
+                found[led.base] = Uploaded(datasets[led.place], blobs, settings, pointer)
+            elif led.scheme == "s3":
+                found[led.base] = InBucket(led, pin_of[led.base], settings, pointer)
+            else:
+                found[led.base] = OverHttps(led, pin_of[led.base], settings, job_id, pointer)
     return found
 
 

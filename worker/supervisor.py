@@ -34,6 +34,7 @@ from app.jobs import lifecycle
 from app.jobs.lifecycle import Claim
 from app.jobs.states import TERMINAL, Status
 from app.jobs.table import FurtherSourceModel, Job, JobDataset
+from app.remote import Pin
 from app.source_models.table import SourceModel
 from app.spec import AdaptationSpec, DataSpec, Fetched
 from worker import checkpoints, fetching, publication, workspace
@@ -332,7 +333,7 @@ class Attempt:
     def _brought(self, space: Workspace) -> AdaptationSpec | None:
         """The engine's spec, and in the workspace what it needs from the blob store. None: the job was lost meanwhile.
         Raises Problem reference_missing, invalid_request, OSError."""
-        request, models, datasets = self._insist(self._asked_for)
+        request, pins, models, datasets = self._insist(self._asked_for)
         paths, warnings = self._beside(lambda: self._bring(space, [model.blob_key for model in models]), "fetch")
         for warning in warnings:
             self.heard.warn(warning)
@@ -344,15 +345,17 @@ class Attempt:
             pointer = "".join(f"/{part}" for part in fault["loc"])
             detail = f"this worker cannot read the request, and may be older or newer than the front end: {fault['msg']}"
             raise Problem("invalid_request", detail, pointer=pointer) from error
-        fetched = self._fetch(spec.data, datasets)
+        fetched = self._fetch(spec.data, pins, datasets)
         return None if self.lost else spec.model_copy(update={"fetched": fetched})
 
-    def _fetch(self, data: DataSpec, datasets: list[Dataset]) -> dict[str, Fetched]:
+    def _fetch(self, data: DataSpec, pins: list[Pin], datasets: list[Dataset]) -> dict[str, Fetched]:
         """Holds what the references lead to in the cache until the attempt is over. Raises Problem, OSError."""
         uris = fetching.remote_uris(data)
         if not uris:
             return {}
-        sources = fetching.sources(uris, {one.id: one for one in datasets}, self.worker.blobs, self.settings)
+        sources = fetching.sources(
+            self.claim.job_id, uris, pins, {one.id: one for one in datasets}, self.worker.blobs, self.settings
+        )
         cache = Cache(self.settings.cache_folder, self.settings.cache_bytes)
         self.heard.log(f"fetching {few(list(sources))}")
         self.held = self._beside(lambda: fetching.fetch(sources, cache, self._going_on), "fetch data")
@@ -365,16 +368,17 @@ class Attempt:
         if time.monotonic() - self.began_at > (limit := self.settings.job_time_limit_s):
             raise Problem("time_limit", f"its data were not fetched within {limit:g} s, the most that an attempt may take")
 
-    def _asked_for(self, session: Session, _now: datetime) -> tuple[dict[str, Any], list[SourceModel], list[Dataset]]:
-        """The request, its source models in their order, and its datasets."""
+    def _asked_for(self, session: Session, _now: datetime) -> tuple[dict[str, Any], list[Pin], list[SourceModel], list[Dataset]]:
+        """The request, what its references were pinned by, its source models in their order, and its datasets."""
         job_id = self.claim.job_id
-        request, first = session.execute(sa.select(Job.request, Job.source_model_id).where(Job.id == job_id)).one()
+        wanted = sa.select(Job.request, Job.pins, Job.source_model_id).where(Job.id == job_id)
+        request, pins, first = session.execute(wanted).one()
         ordered = sa.select(FurtherSourceModel.source_model_id).where(FurtherSourceModel.job_id == job_id)
         ids = [first, *session.scalars(ordered.order_by(FurtherSourceModel.place))]
         rows = {model.id: model for model in session.scalars(sa.select(SourceModel).where(SourceModel.id.in_(ids)))}
         named = sa.select(JobDataset.dataset_id).where(JobDataset.job_id == job_id)
         datasets = list(session.scalars(sa.select(Dataset).where(Dataset.id.in_(named))))
-        return request, [rows[id] for id in ids], datasets
+        return request, [Pin.model_validate(pin) for pin in pins or ()], [rows[id] for id in ids], datasets
 
     def _bring(self, space: Workspace, keys: list[str]) -> tuple[list[Path], list[Warned]]:
         blobs = self.worker.blobs

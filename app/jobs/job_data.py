@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from app import layouts, remote
 from app.blobs import Blobs
+from app.buckets import Buckets
 from app.database import Database
 from app.datasets import queries, service
+from app.downloads import Downloads
 from app.errors import Problem
 from app.references import Tree
 from app.remote import Pin, Remote
@@ -18,9 +21,9 @@ from app.spec import DataSpec
 
 @dataclass(frozen=True)
 class Seen:
-    """tree: for the layouts. pin: what the worker has to find there again."""
+    """tree: for the layouts; None: the worker is the first that can look. pin: what it has to find there again."""
 
-    tree: Tree
+    tree: Tree | None
     pin: Pin
 
 
@@ -33,7 +36,22 @@ class Finder:
     settings: Settings
     tenant_id: str
 
-    def dataset(self, reference: Remote, pointer: str) -> Seen:
+    @cached_property
+    def buckets(self) -> Buckets:
+        return Buckets(self.settings)
+
+    def look(self, led: Remote, pointer: str) -> Seen:
+        if led.scheme == "dataset":
+            return self._dataset(led, pointer)
+        if led.scheme == "https":
+            return Seen(None, Downloads(self.settings).look(led, pointer))
+        return self._s3(led, pointer)
+
+    def _s3(self, led: Remote, pointer: str) -> Seen:
+        objects, pin = self.buckets.look(led, pointer)
+        return Seen(None if led.is_archive else self.buckets.listing(led, objects, pointer), pin)
+
+    def _dataset(self, reference: Remote, pointer: str) -> Seen:
         with self.db.read() as session:
             dataset = queries.by_id(session, self.tenant_id, reference.place)
         if dataset is None:
@@ -55,8 +73,10 @@ def check(finder: Finder, data: DataSpec, classes: Sequence[str]) -> list[Pin]:
         pointer = f"/data/{name}/uri"
         led = remote.parse(reference.uri, pointer)
         if led.base not in seen:
-            seen[led.base] = finder.dataset(led, pointer)
-        layouts.check_set(data, name, classes, seen[led.base].tree)
+            seen[led.base] = finder.look(led, pointer)
+        # Of SUN RGB-D's layout each view has a file that says its scene: thousands of small requests to a bucket.
+        if (tree := seen[led.base].tree) is not None and not (led.scheme == "s3" and reference.layout == "sunrgbd"):
+            layouts.check_set(data, name, classes, tree)
     return [one.pin for one in seen.values()]
 
 
