@@ -79,9 +79,9 @@ class Buckets:
     def _open(self, bucket: str, one: Object, start: int, end: int, pointer: str) -> Any:
         with self.told(one.key, pointer):
             answer = self.client.get_object(Bucket=bucket, Key=one.key, IfMatch=one.etag, Range=f"bytes={start}-{end - 1}")
-        if answer["ETag"] != one.etag:
+        if answer["ETag"] != one.etag or answer["ContentLength"] != end - start:
             answer["Body"].close()
-            raise changed(f"{one.key} was replaced", pointer)
+            raise changed(f"{one.key!r} was replaced", pointer)
         return answer["Body"]
 
     @property

@@ -7,7 +7,6 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,22 +207,29 @@ def pause(seconds: float, going_on: GoingOn) -> None:
 
 
 def in_parallel(step: Callable[[Object, GoingOn], None], objects: Iterable[Object], going_on: GoingOn) -> None:
-    """The first failure ends them all, and is raised."""
-    failed = threading.Event()
+    """The first failure ends them all, and is raised. In daemon threads: a store that hangs holds no process that is to end."""
+    todo, failures, lock = iter(objects), [], threading.Lock()
 
     def alive() -> None:
         going_on()
-        if failed.is_set():
+        if failures:
             raise InterruptedError("another object failed")
 
-    def run(one: Object) -> None:
+    def work() -> None:
         try:
-            insist(lambda: step(one, alive), alive)
-        except BaseException:
-            failed.set()
-            raise
+            while True:
+                with lock:
+                    one = next(todo, None)
+                if one is None:
+                    return
+                insist(lambda one=one: step(one, alive), alive)
+        except BaseException as error:  # noqa: BLE001 - raised below, in the thread that asked
+            failures.append(error)
 
-    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="fetch") as pool:
-        errors = [error for future in [pool.submit(run, one) for one in objects] if (error := future.exception()) is not None]
-    if errors:
-        raise next((error for error in errors if not isinstance(error, InterruptedError)), errors[0])
+    threads = [threading.Thread(target=work, name="fetch", daemon=True) for _ in range(AT_ONCE)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
