@@ -51,7 +51,7 @@ def publish(job: Job, adapted: Adapted, report: dict[str, Any], html: str) -> Re
     return published(job.folder)[1]
 
 
-def published(folder: Path) -> tuple[dict[str, str], Result] | None:
+def published(folder: Path) -> tuple[dict[str, Any], Result] | None:
     """(identity of the job that made them, result) where artifacts are there: a finished job says its result again."""
     path = folder / FOLDER
     if not path.is_dir():
