@@ -118,8 +118,8 @@ class Cache:
     def _meta(self, key: str) -> dict[str, object] | None:
         try:
             return json.loads((self.entries / key / "meta.json").read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return None  # or damaged by a hand or a disk: it is filled anew
 
     def _fill(self, key: str, fill: Callable[[Room], str], beside: int) -> None:
         with self._counting():
@@ -132,6 +132,7 @@ class Cache:
             os.sync()  # a rename that outlives its content would be an entry with holes
             with self._counting():
                 (room.place / "reserved").unlink()
+                shutil.rmtree(self.entries / key, ignore_errors=True)  # of a damaged one
                 room.place.rename(self.entries / key)
         finally:
             shutil.rmtree(room.place, ignore_errors=True)
@@ -181,7 +182,7 @@ class Cache:
 
     def _entries(self) -> dict[str, int]:
         """Bytes by key."""
-        return {one.name: int(meta["size"]) for one in self.entries.iterdir() if (meta := self._meta(one.name)) is not None}  # type: ignore[call-overload]
+        return {one.name: int(meta["size"]) if (meta := self._meta(one.name)) else 0 for one in self.entries.iterdir()}  # type: ignore[call-overload]
 
     def _used_at(self, key: str) -> float:
         try:

@@ -87,7 +87,7 @@ class InBucket:
         buckets = Buckets(self.settings)
         objects, pin = insist(lambda: buckets.look(self.led, self.pointer), going_on)
         if pin.version != self.pin.version:
-            detail = f"{self.led.base} had {self.pin.size} bytes and is another, of {pin.size} bytes:"
+            detail = f"{self.led.base}, of {self.pin.size} bytes, has become another, of {pin.size} bytes,"
             raise changed(detail, self.pointer)
         room.need(pin.size)
         if self.led.is_archive:
@@ -136,7 +136,7 @@ class OverHttps:
         start = done.bytes if done.validator else 0
         with downloads.ask(self.led, start, done.validator, self.pointer) as answer:
             if answer.version != self.pin.version:
-                raise changed(f"{self.led.base} is another", self.pointer)
+                raise changed(f"{self.led.base} has become another", self.pointer)
             done.bytes, done.validator = answer.start, answer.validator
             with room.scratch.open("r+b" if answer.start else "wb") as file:
                 file.truncate(answer.start)

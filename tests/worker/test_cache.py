@@ -68,6 +68,15 @@ def test_a_fill_that_fails_leaves_nothing_and_can_be_tried_again(cache: Cache):
     hold(cache, "a", of(10)).close()
 
 
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("{")])
+def test_an_entry_that_is_damaged_is_filled_anew(cache: Cache, damage: Callable[[Path], object]):
+    hold(cache, "a", of(10)).close()
+    damage(cache.entries / "a" / "meta.json")
+    again = hold(cache, "a", of(10, b"y"))
+    assert (again.folder / "image.png").read_bytes() == b"y" * 10
+    again.close()
+
+
 def test_the_least_recently_used_goes_first(cache: Cache):
     for number, key in enumerate("abc"):
         hold(cache, key, of(300)).close()

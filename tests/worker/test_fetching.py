@@ -60,6 +60,7 @@ def test_a_job_of_an_uploaded_dataset_ends_as_one_of_the_same_files_on_disk(embe
         {"set": name, "uri": f"dataset://{dataset.id}/{folder}", "version": version}
         for name, folder in (("target", "target"), ("pairs", "pairs"), ("evaluation", "test"))
     ]
+    assert version in mine["report.html"].decode()
     assert json.loads(on_disk["report.json"])["references"][0]["version"] is None
     assert entries(embedded) == [f"archive-{dataset.sha256}"], "three references into one archive are fetched once"
     assert "fetching dataset://" in embedded.story(ours)

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from app.database import EMBEDDED_TENANT
+from app.datasets import service as datasets
+from app.jobs import service as jobs
 from tests.app.test_buckets import put
 from tests.archives import of_folder
 from tests.s3 import CREDENTIALS, Bucket
 from tests.worker.conftest import embedded_in
 from tests.worker.embedded import QUICK, Embedded, wait_for
-from tests.worker.test_fetching import SCALING, entries, leftovers
+from tests.worker.test_fetching import SCALING, entries, leftovers, naming, uploaded
 from tests.worker.test_supervisor import meanwhile
 from worker import sources
 from worker.draining import drain
@@ -29,6 +32,32 @@ def open_bucket(
     given = {"data_buckets": (f"s3://{bucket.name}",), "data_s3_endpoint_url": bucket.proxy.url}
     with embedded_in(tmp_path, new_database_url("sqlite"), small_data, **given) as made:
         yield made
+
+
+def test_a_dataset_comes_from_a_blob_store_that_is_away_for_a_while(
+    tmp_path: Path, new_database_url: Callable[[str], str], small_data: Path, bucket: Bucket
+):
+    """The store is the bucket; its keys stay through a sweep, and go with the dataset."""
+    given = {"blobs_url": bucket.url, "s3_endpoint_url": bucket.proxy.url}
+    with embedded_in(tmp_path, new_database_url("sqlite"), small_data, **given) as made:
+        dataset = uploaded(made)
+        job_id = made.submit(wake=False, **naming(dataset), **QUICK)
+        seen: list[str] = []
+
+        def fails(method: str, path: str) -> bool:
+            if method == "GET" and path.endswith(dataset.id) and len(seen) < 8:
+                seen.append(path)
+                return True
+            return False
+
+        bucket.proxy.fails = fails
+        drain(made.process())
+        assert made.job(job_id).status == "succeeded", made.story(job_id)
+        assert len(seen) == 8 and "the blob store is away" in made.story(job_id)
+        assert made.blobs.keys("datasets/") == [dataset.blob_key, dataset.listing_key]
+        jobs.delete(made.db, made.blobs, EMBEDDED_TENANT, job_id)
+        datasets.delete(made.db, made.blobs, EMBEDDED_TENANT, dataset.id)
+        assert made.blobs.keys("datasets/") == []
 
 
 def submitted(embedded: Embedded, bucket: Bucket, **more: object) -> str:
