@@ -34,9 +34,9 @@ MAX_HEADER_BYTES = 64 * 2**10
 MAX_RATIO, SLACK = 200, 64 * 2**20
 """Images do not shrink; text, and images of one colour, may shrink a hundredfold."""
 MAX_NAME_BYTES, MAX_PART_BYTES, MAX_DEPTH = 1024, 255, 32
-TEXTS = frozenset({".txt", ".csv"})
+TEXTS = frozenset({".txt", ".csv", ".cls"})
 MAX_TEXT_BYTES = 64 * 2**20
-"""Of all lists, CSV files and scene names of an archive."""
+"""Of all lists, CSV files, labels and scene names of an archive."""
 CHUNK = 1 << 18
 _ZIP_HEADER = 30
 """Bytes before an entry's name and content, at least."""
@@ -49,6 +49,11 @@ _DAMAGED = (
 def is_read(name: str) -> bool:
     """Whether a layout may read a file of this name."""
     return is_image(name) or is_text(name)
+
+
+def is_shard(name: str) -> bool:
+    """Whether it is a tar file of samples, where it lies among others."""
+    return name.lower().endswith(".tar")
 
 
 def is_text(name: str) -> bool:

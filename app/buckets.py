@@ -62,7 +62,7 @@ class Buckets:
         return found, Pin(uri=led.base, version=version, size=size)
 
     def listing(self, led: Remote, objects: list[Object], pointer: str) -> Listing:
-        """Of a folder. Its lists and CSV files are read when they are asked for."""
+        """Of a folder without shards. Its lists and CSV files are read when they are asked for."""
         by_name = {one.name: one for one in objects}
 
         def read(name: str, limit: int) -> bytes:
@@ -109,7 +109,7 @@ class Buckets:
                 for one in page.get("Contents", ()):
                     name = one["Key"].removeprefix(prefix)
                     plain = names.add(name, folder=name.endswith("/") or not name)
-                    if archives.is_read(plain) and not name.endswith("/"):
+                    if (archives.is_read(plain) or archives.is_shard(plain)) and not name.endswith("/"):
                         found.append(Object(plain, one["Key"], one["Size"], one["ETag"]))
         if not found:
             raise Problem("reference_missing", f"no image lies below {led.base}", pointer=pointer)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from app import dataset_layouts
+from app import dataset_layouts, webdataset_layout
 from app.errors import Problem, few
 from app.references import ENDINGS, MAX_IMAGES, Entry, Roots, Tree, folder, is_image, text_file, tree
 from app.spec import DATA_SETS, DataSpec, ImagesReference, PairsReference
@@ -58,6 +58,8 @@ def images(
         return [replace(entry, label=None) for entry in found]
     if reference.layout == "list":
         found = [Entry(entry.name, entry.path) for entry in _listed(reference.uri, where, pointer)]
+    elif reference.layout == "webdataset":
+        found = webdataset_layout.images(where, reference.uri, pointer)
     else:
         found = [Entry(name, path) for name, path in where.walk(folder(where, reference.uri, pointer), pointer)]
     if not found:
@@ -80,10 +82,9 @@ def labelled(
     if reference.layout in DATA_SETS:
         return dataset_layouts.relevant(reference, classes, where, pointer)
     if reference.layout == "list":
-        found = [
-            Entry(entry.name, entry.path, classes[int(entry.label)] if _is_index(entry.label, classes) else entry.label)
-            for entry in _listed(reference.uri, where, pointer)
-        ]
+        found = _named(_listed(reference.uri, where, pointer), classes)
+    elif reference.layout == "webdataset":
+        found = _named(webdataset_layout.labelled(where, reference.uri, pointer), classes)
     else:
         found = [
             Entry(name, path, name.split("/", 1)[0] if "/" in name else None)
@@ -103,6 +104,11 @@ def labelled(
     return found
 
 
+def _named(entries: list[Entry], classes: Sequence[str]) -> list[Entry]:
+    """Labels that are numbers become the names of their classes."""
+    return [replace(one, label=classes[int(one.label)]) if _is_index(one.label, classes) else one for one in entries]
+
+
 def _is_index(label: str | None, classes: Sequence[str]) -> bool:
     return label is not None and label not in classes and label.isascii() and label.isdigit() and int(label) < len(classes)
 
@@ -119,7 +125,9 @@ def pairs(
     if reference.layout in DATA_SETS:
         return dataset_layouts.irrelevant(reference, _needed(classes), where, pointer)
     path = where.find(reference.uri, pointer)
-    if where.is_file(path):
+    if reference.layout == "webdataset":
+        found = webdataset_layout.pairs(where, reference.uri, reference.source, reference.target, pointer)
+    elif where.is_file(path):
         found = list(_manifest(reference, where, pointer))
     else:
         sides = []

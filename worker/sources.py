@@ -96,7 +96,26 @@ class InBucket:
         for folder in {(room.files / one.name).parent for one in objects}:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         in_parallel(lambda one, alive: self._get(buckets, one, room.files / one.name, alive), objects, going_on)
+        self._unpack_shards(room, pin, [one.name for one in objects if archives.is_shard(one.name)], going_on)
         return pin.version
+
+    def _unpack_shards(self, room: Room, pin: Pin, names: list[str], going_on: GoingOn) -> None:
+        """Each into a folder of its own name."""
+        size, left, most = pin.size or 0, room.place / "shard", self.settings.max_unpacked_bytes
+
+        def count(piece: int) -> None:
+            nonlocal size
+            going_on()
+            size += piece
+            room.grow(size)
+
+        for name in names:
+            shard = room.files / name
+            left.mkdir(mode=0o700)
+            most -= archives.unpack(shard, left, most, self.pointer, count)
+            size -= shard.stat().st_size
+            shard.unlink()
+            left.rename(shard)
 
     def _get(self, buckets: Buckets, one: Object, place: Path, going_on: GoingOn) -> None:
         with closing(buckets.reading(self.led, one, 0, one.size, self.pointer)) as pieces, buckets.told(one.key, self.pointer):

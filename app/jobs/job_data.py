@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from app import layouts, remote
+from app import archives, layouts, remote
 from app.blobs import Blobs
 from app.buckets import Buckets
 from app.database import Database
@@ -49,7 +49,8 @@ class Finder:
 
     def _s3(self, led: Remote, pointer: str) -> Seen:
         objects, pin = self.buckets.look(led, pointer)
-        return Seen(None if led.is_archive else self.buckets.listing(led, objects, pointer), pin)
+        unseen = led.is_archive or any(archives.is_shard(one.name) for one in objects)
+        return Seen(None if unseen else self.buckets.listing(led, objects, pointer), pin)
 
     def _dataset(self, reference: Remote, pointer: str) -> Seen:
         with self.db.read() as session:

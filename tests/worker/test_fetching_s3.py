@@ -12,7 +12,7 @@ from app.database import EMBEDDED_TENANT
 from app.datasets import service as datasets
 from app.jobs import service as jobs
 from tests.app.test_buckets import put
-from tests.archives import of_folder
+from tests.archives import made, of_folder
 from tests.s3 import CREDENTIALS, Bucket
 from tests.worker.conftest import embedded_in
 from tests.worker.embedded import QUICK, Embedded, wait_for
@@ -34,14 +34,60 @@ def open_bucket(
         yield made
 
 
+def shards(data: Path, bucket: Bucket) -> None:
+    """The small data as samples, in shards of some each: target/, pairs/ and test/ of the bucket."""
+    sets: dict[str, list[tuple[str, bytes]]] = {"target": [], "pairs": [], "test": []}
+    for number, path in enumerate(sorted((data / "target").rglob("*.png"))):
+        sets["target"].append((f"{number:04}.png", path.read_bytes()))
+    for side in ("rgb", "depth"):
+        for path in sorted((data / "pairs" / side).rglob("*.*")):
+            key = path.relative_to(data / "pairs" / side).with_suffix("").as_posix().replace("/", "-")
+            sets["pairs"].append((f"{key}.{side}{path.suffix}", path.read_bytes()))
+    for number, path in enumerate(sorted((data / "test").rglob("*.png"))):
+        label = path.relative_to(data / "test").parts[0]
+        sets["test"] += [(f"{number:04}.png", path.read_bytes()), (f"{number:04}.cls", label.encode())]
+    for name, files in sets.items():
+        files.sort()
+        half = len(files) // 4 * 2
+        for number, some in enumerate((files[:half], files[half:])):
+            bucket.client.put_object(Bucket=bucket.name, Key=f"{name}/{number:04}.tar", Body=made("tar", some))
+
+
+def test_shards_in_a_bucket_are_unpacked_and_read_as_samples(open_bucket: Embedded, bucket: Bucket):
+    shards(open_bucket.data, bucket)
+
+    def of(name: str) -> dict[str, object]:
+        return {"uri": f"s3://{bucket.name}/{name}", "layout": "webdataset"}
+
+    data = {"target": of("target") | {"scaling": SCALING}, "pairs": of("pairs"), "evaluation": of("test")}
+    job_id = open_bucket.submit(wake=False, data=data, **QUICK)
+    drain(open_bucket.process(data_roots=()))
+    job = open_bucket.job(job_id)
+    assert job.status == "succeeded", open_bucket.story(job_id)
+    assert job.result["accuracy"]["images"] == 36
+    on_disk = open_bucket.submit(wake=False, data={"evaluation": {"uri": f"file://{open_bucket.data}/test"}}, **QUICK)
+    drain(open_bucket.process())
+    assert open_bucket.job(on_disk).result["accuracy"] == job.result["accuracy"]
+
+
+def test_a_hostile_shard_fails_the_job_and_leaves_nothing(open_bucket: Embedded, bucket: Bucket):
+    bucket.client.put_object(Bucket=bucket.name, Key="bad/0.tar", Body=made("tar", {"1.png": b"x"}))
+    bucket.client.put_object(Bucket=bucket.name, Key="bad/1.tar", Body=made("tar", {"../../1.png": b"x"}))
+    target = {"uri": f"s3://{bucket.name}/bad", "layout": "webdataset"}
+    job_id = open_bucket.submit(wake=False, data={"target": target}, **QUICK)
+    drain(open_bucket.process())
+    assert open_bucket.job(job_id).error["code"] == "archive_unsafe"
+    assert entries(open_bucket) == [] == leftovers(open_bucket)
+
+
 def test_a_dataset_comes_from_a_blob_store_that_is_away_for_a_while(
     tmp_path: Path, new_database_url: Callable[[str], str], small_data: Path, bucket: Bucket
 ):
     """The store is the bucket; its keys stay through a sweep, and go with the dataset."""
     given = {"blobs_url": bucket.url, "s3_endpoint_url": bucket.proxy.url}
-    with embedded_in(tmp_path, new_database_url("sqlite"), small_data, **given) as made:
-        dataset = uploaded(made)
-        job_id = made.submit(wake=False, **naming(dataset), **QUICK)
+    with embedded_in(tmp_path, new_database_url("sqlite"), small_data, **given) as over:
+        dataset = uploaded(over)
+        job_id = over.submit(wake=False, **naming(dataset), **QUICK)
         seen: list[str] = []
 
         def fails(method: str, path: str) -> bool:
@@ -51,13 +97,13 @@ def test_a_dataset_comes_from_a_blob_store_that_is_away_for_a_while(
             return False
 
         bucket.proxy.fails = fails
-        drain(made.process())
-        assert made.job(job_id).status == "succeeded", made.story(job_id)
-        assert len(seen) == 8 and "the blob store is away" in made.story(job_id)
-        assert made.blobs.keys("datasets/") == [dataset.blob_key, dataset.listing_key]
-        jobs.delete(made.db, made.blobs, EMBEDDED_TENANT, job_id)
-        datasets.delete(made.db, made.blobs, EMBEDDED_TENANT, dataset.id)
-        assert made.blobs.keys("datasets/") == []
+        drain(over.process())
+        assert over.job(job_id).status == "succeeded", over.story(job_id)
+        assert len(seen) == 8 and "the blob store is away" in over.story(job_id)
+        assert over.blobs.keys("datasets/") == [dataset.blob_key, dataset.listing_key]
+        jobs.delete(over.db, over.blobs, EMBEDDED_TENANT, job_id)
+        datasets.delete(over.db, over.blobs, EMBEDDED_TENANT, dataset.id)
+        assert over.blobs.keys("datasets/") == []
 
 
 def submitted(embedded: Embedded, bucket: Bucket, **more: object) -> str:
