@@ -25,6 +25,8 @@ from app.schema import require_current
 from app.settings import Settings
 from app.source_models import routes as source_models
 from app.spec import JobRequest
+from app.webhooks import routes as webhooks
+from app.webhooks.schemas import WebhookRequest
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -55,7 +57,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(RequestId)
     app.add_middleware(observability.Counted, metrics=app.state.metrics)
     problems.install(app)
-    for router in (jobs.router, artifacts.router, source_models.router, datasets.router, health.router, observability.router):
+    for router in (
+        jobs.router,
+        artifacts.router,
+        source_models.router,
+        datasets.router,
+        webhooks.router,
+        health.router,
+        observability.router,
+    ):
         app.include_router(router)
 
     @app.get("/", include_in_schema=False)
@@ -94,7 +104,7 @@ def _describe_bodies(app: FastAPI) -> None:
         if app.openapi_schema is None:
             document = generate()
             known = document.setdefault("components", {}).setdefault("schemas", {})
-            for model in (JobRequest, DatasetDescription, problems.ProblemDocument):
+            for model in (JobRequest, DatasetDescription, WebhookRequest, problems.ProblemDocument):
                 schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 for name, part in {**schema.pop("$defs", {}), model.__name__: schema}.items():
                     known.setdefault(name, part)

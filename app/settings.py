@@ -77,6 +77,8 @@ class Settings(BaseSettings):
     """From asking a job's process to stop to killing its process group."""
     job_time_limit_s: float = Field(24 * 3600, gt=0)
     """Of one attempt."""
+    webhook_private_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Hosts, separated by commas, that webhooks may lead to though their addresses are private, or by http://. Default: none."""
     keep_succeeded_s: float = Field(0, ge=0)
     """Jobs that succeeded are deleted, with their artifacts, this long after their end. 0: when a client deletes them."""
     keep_failed_s: float = Field(0, ge=0)
@@ -130,6 +132,11 @@ class Settings(BaseSettings):
         if wrong := [one for one in value if not _BUCKET.fullmatch(one)]:
             raise ValueError(f"data_buckets must be s3://bucket or s3://bucket/prefix: {', '.join(wrong)}")
         return value
+
+    @field_validator("webhook_private_hosts", mode="before")
+    @classmethod
+    def _split_hosts(cls, value: object) -> object:
+        return tuple(part.strip().lower() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("data_roots", mode="before")
     @classmethod
