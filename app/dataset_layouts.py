@@ -14,10 +14,10 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import PurePath
 
 from app.errors import Problem, few
-from app.references import Entry, folder, inside_only, text, walk
+from app.references import Entry, Roots, Tree, folder, tree
 from app.spec import DATA_SETS, SENSORS, ImagesReference, PairsReference
 
 Reference = ImagesReference | PairsReference
@@ -46,7 +46,7 @@ class View:
     target: Entry | None = None
 
 
-def relevant(reference: Reference, classes: Sequence[str], roots: Sequence[Path] | None, pointer: str) -> list[Entry]:
+def relevant(reference: Reference, classes: Sequence[str], roots: Roots | Tree, pointer: str) -> list[Entry]:
     """The target sensor's image of each TR view, labelled with the model's spelling of its class. Raises Problem
     no_images, and as `views` does."""
     known = _by_letters(classes, pointer)
@@ -63,9 +63,7 @@ def relevant(reference: Reference, classes: Sequence[str], roots: Sequence[Path]
     return images
 
 
-def irrelevant(
-    reference: Reference, classes: Sequence[str], roots: Sequence[Path] | None, pointer: str
-) -> list[tuple[Entry, Entry]]:
+def irrelevant(reference: Reference, classes: Sequence[str], roots: Roots | Tree, pointer: str) -> list[tuple[Entry, Entry]]:
     """(source, target) of each TI view. Raises Problem no_images, pairs_unmatched, and as `views` does."""
     known = _by_letters(classes, pointer)
     found = {
@@ -82,13 +80,14 @@ def irrelevant(
     return [(view.source, view.target) for view in found.values() if view.source is not None and view.target is not None]
 
 
-def views(reference: Reference, roots: Sequence[Path] | None, pointer: str) -> dict[str, View]:
+def views(reference: Reference, roots: Roots | Tree, pointer: str) -> dict[str, View]:
     """Every view of a data set, by name and in that order. Raises Problem no_images, layout_mismatch, and as
-    app.references.walk does."""
-    base = folder(reference.uri, roots, pointer)
+    app.references.Tree.walk does."""
+    where = tree(roots)
+    base = folder(where, reference.uri, pointer)
     read = {"sunrgbd": _sunrgbd, "diml": _diml, "nirscene": _nirscene}[reference.layout]
     found: dict[str, View] = {}
-    for name, scene, side, entry in read(reference, base, roots, pointer):
+    for name, scene, side, entry in read(reference, base, where, pointer):
         view = found.setdefault(name, View(scene))
         if (other := getattr(view, side)) is not None:
             detail = f"{entry.name} and {other.name} are two images of one sensor in one view"
@@ -103,19 +102,19 @@ Found = Iterator[tuple[str, str, str, Entry]]
 """(the view's name, its scene, "source" or "target", the image)"""
 
 
-def _sunrgbd(reference: Reference, base: Path, roots: Sequence[Path] | None, pointer: str) -> Found:
+def _sunrgbd(reference: Reference, base: PurePath, tree: Tree, pointer: str) -> Found:
     """<sensor>/<subset>/.../<view>/{image/*.jpg, depth_bfx/*.png, scene.txt}, nested to differing depths."""
     depth = reference.depth_folder or "depth_bfx"
     passed_over = SUN_PASSED_OVER | (set(SENSORS) - {reference.sensor} if reference.sensor else set())
     scenes: dict[str, str | None] = {}
-    for name, path in walk(base, roots, pointer, passed_over):
+    for name, path in tree.walk(base, pointer, passed_over):
         parts = name.split("/")
         if len(parts) < 2 or parts[-2] not in ("image", depth):
             continue
         view = "/".join(parts[:-2]) or "."
         if view not in scenes:
             wanted = reference.sensor in (None, sensor_of(base / view))
-            scenes[view] = _scene(base, view, roots, pointer) if wanted else None
+            scenes[view] = _scene(base, view, tree, pointer) if wanted else None
         if (scene := scenes[view]) is None:
             continue
         if parts[-2] == depth:
@@ -124,29 +123,28 @@ def _sunrgbd(reference: Reference, base: Path, roots: Sequence[Path] | None, poi
             yield view, scene, "source", Entry(name, path)
 
 
-def sensor_of(view: Path) -> str | None:
+def sensor_of(view: PurePath) -> str | None:
     """The camera of a SUN RGB-D view: the last part of its path that is a camera's name."""
     return next((part for part in reversed(view.parts) if part in SENSORS), None)
 
 
-def _scene(base: Path, view: str, roots: Sequence[Path] | None, pointer: str) -> str:
+def _scene(base: PurePath, view: str, tree: Tree, pointer: str) -> str:
     name = f"{view}/scene.txt"
     file = base / name
-    if file.is_symlink():
-        inside_only(file, name, base, roots, pointer)
-    if not file.is_file():
+    tree.inside_only(file, name, base, pointer)
+    if not tree.is_file(file):
         raise Problem("layout_mismatch", f"no file {name}, which says what scene the view shows", pointer=pointer)
-    scene = text(file, name, MAX_SCENE_BYTES, pointer).strip()
+    scene = tree.text(file, name, MAX_SCENE_BYTES, pointer).strip()
     if not scene.isprintable() or len(scene) > 200:
         raise Problem("layout_mismatch", f"{name} holds more than the name of a scene: {scene[:50]!r}", pointer=pointer)
     return scene
 
 
-def _diml(reference: Reference, base: Path, roots: Sequence[Path] | None, pointer: str) -> Found:
+def _diml(reference: Reference, base: PurePath, tree: Tree, pointer: str) -> Found:
     """The sample has train/HR/12. Livingroom/{color/in_01_160217_123138_c.png, depth_filled/in_01_..._depth_filled.png},
     the full set 03_classroom_1/1/16.01.20/1/{col/in_k_..._c.png, up_png/in_k_..._ud.png}: depth in millimetres."""
     wanted = {*DIML_COLOUR, *((reference.depth_folder,) if reference.depth_folder else DIML_DEPTH)}
-    images = [(name, path) for name, path in walk(base, roots, pointer) if path.parent.name in wanted]
+    images = [(name, path) for name, path in tree.walk(base, pointer) if path.parent.name in wanted]
     there = {path.parent.name for _, path in images}
     depth = reference.depth_folder or next((name for name in DIML_DEPTH if name in there), None)
     large = any("HR" in path.relative_to(base).parts for _, path in images)
@@ -166,9 +164,9 @@ def _diml_scene(part: str) -> str:
     return re.sub(r"^[\d._\s]+|[\d._\s]+$", "", part)
 
 
-def _nirscene(reference: Reference, base: Path, roots: Sequence[Path] | None, pointer: str) -> Found:
+def _nirscene(reference: Reference, base: PurePath, tree: Tree, pointer: str) -> Found:
     """<scene>/0001_rgb.tiff and <scene>/0001_nir.tiff."""
-    for name, path in walk(base, roots, pointer):
+    for name, path in tree.walk(base, pointer):
         stem, _, sensor = path.stem.rpartition("_")
         if stem and sensor in ("rgb", "nir"):
             view = (path.relative_to(base).parent / stem).as_posix()

@@ -69,6 +69,9 @@ CODES: dict[str, Code] = {
     "source_model_in_use": Code(
         409, "A job still needs this source model", "Delete the jobs that `detail` names, or let them end and delete them, first."
     ),
+    "dataset_in_use": Code(
+        409, "A job still needs this dataset", "Delete the jobs that `detail` names, or let them end and delete them, first."
+    ),
     "storage_full": Code(
         507, "The storage is full", "Nothing was kept of this request. Ask the operator to free space, then send it again."
     ),
@@ -90,12 +93,34 @@ CODES: dict[str, Code] = {
     ),
     # references to data
     "reference_scheme": Code(
-        422, "This kind of reference is not accepted", "Use a file:// URI below one of the folders that the operator has opened."
+        422,
+        "This kind of reference is not accepted",
+        "Use a file:// URI below an opened folder, dataset:// and the id of an uploaded archive, s3:// and an opened bucket, or https:// and an archive on an opened host.",
     ),
     "reference_outside_roots": Code(
         422,
         "The reference lies outside the folders that may be read",
         "Put the data below an opened folder, without `..` or links that lead out of it.",
+    ),
+    "reference_forbidden": Code(
+        422,
+        "The reference leads to a place that may not be read",
+        "Use a bucket or a host that the operator has opened (MODALBRIDGE_DATA_BUCKETS, MODALBRIDGE_DATA_HOSTS), at a public address.",
+    ),
+    "reference_changed": Code(
+        422,
+        "The data have changed since the job was accepted",
+        "Submit the job again to take them as they are now; leave data in place while jobs name them.",
+    ),
+    "reference_too_large": Code(
+        422,
+        "The data are larger than this service fetches",
+        "Name less of it, or ask the operator to raise the limit in `detail`.",
+    ),
+    "reference_away": Code(
+        503,
+        "The place that the reference leads to does not answer",
+        "Try again in a moment; if it lasts, ask who runs that place.",
     ),
     "reference_missing": Code(422, "Nothing is there under this reference", "Check the path as the service's machine sees it."),
     "reference_unreadable": Code(
@@ -119,6 +144,18 @@ CODES: dict[str, Code] = {
         "Too many images cannot be read",
         "Repair or remove the images that `detail` names, or raise data.broken_image_share.",
     ),
+    # archives of images
+    "archive_format": Code(
+        422, "The file is no archive that is read here", "Pack the images as zip, with deflate or none, as tar, or as tar.gz."
+    ),
+    "archive_damaged": Code(
+        422, "The archive is cut off or damaged", "Upload it again; compare its sha256 with yours, or pack it anew."
+    ),
+    "archive_unsafe": Code(
+        422,
+        "The archive holds an entry that is not taken",
+        "Pack plain files and folders alone, each once, under relative names without `..`; `detail` names the entry.",
+    ),
     # source models
     "source_model_format": Code(
         422,
@@ -135,8 +172,8 @@ CODES: dict[str, Code] = {
     ),
     "archive_bomb": Code(
         422,
-        "The file would unpack to far more than it holds",
-        "Save the state_dict with torch.save or safetensors, uncompressed.",
+        "The file would unpack to far more than it holds, or than is allowed",
+        "Save a state_dict with torch.save or safetensors, uncompressed. Pack images as they are, and a larger set as several.",
     ),
     "unknown_architecture": Code(
         422,
@@ -167,6 +204,11 @@ CODES: dict[str, Code] = {
     ),
     "disk_full": Code(
         507, "The worker's disk is full", "Ask the operator to free space; the job's data need about what the cache event says."
+    ),
+    "cache_full": Code(
+        507,
+        "The job's data do not fit the worker's cache",
+        "Name smaller data sets, or ask the operator to raise MODALBRIDGE_CACHE_BYTES.",
     ),
     "time_limit": Code(
         422, "The job ran longer than the operator allows", "Lower settings.transfer.epochs or settings.bridging.steps."

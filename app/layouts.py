@@ -10,33 +10,34 @@ import csv
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from app import dataset_layouts
+from app import dataset_layouts, webdataset_layout
 from app.errors import Problem, few
-from app.references import ENDINGS, MAX_IMAGES, Entry, below, folder, local_path, text_file, walk
+from app.references import ENDINGS, MAX_IMAGES, Entry, Roots, Tree, folder, is_image, text_file, tree
 from app.spec import DATA_SETS, DataSpec, ImagesReference, PairsReference
 
 MIN_TARGET_IMAGES = 8
 MIN_PAIRS = 8
+SETS = ("target", "pairs", "evaluation")
+"""Of a job, by their names in `data`."""
 
 
-def _listed(uri: str, roots: Sequence[Path] | None, pointer: str) -> list[Entry]:
+def _listed(uri: str, tree: Tree, pointer: str) -> list[Entry]:
     """The lines of a SHOT/SOCKET list, `path label`; the label, a class name or number, is the last word if the whole
     line is not itself a file."""
-    path, text = text_file(uri, roots, pointer)
+    path, text = text_file(tree, uri, pointer)
     entries = []
     for number, line in enumerate(text.splitlines(), 1):
         line = line.strip()
         if not line or line.startswith("#"):
             continue
         name, label = line, None
-        if os.path.splitext(line)[1].lower() not in ENDINGS:
+        if not is_image(line):
             name, _, label = line.rpartition(" ")
         if not name.strip():
             raise Problem("layout_mismatch", f"line {number}: {line[:80]!r} is not `path` or `path label`", pointer=pointer)
         name = name.strip()
-        entries.append(Entry(name, below(path.parent, name, roots, number, pointer), label))
+        entries.append(Entry(name, tree.below(path.parent, name, number, pointer), label))
         if len(entries) > MAX_IMAGES:
             raise Problem("layout_mismatch", f"more than {MAX_IMAGES} images", pointer=pointer)
     return entries
@@ -44,20 +45,23 @@ def _listed(uri: str, roots: Sequence[Path] | None, pointer: str) -> list[Entry]
 
 def images(
     reference: ImagesReference,
-    roots: Sequence[Path] | None = None,
+    roots: Roots | Tree = None,
     pointer: str = "/data/target/uri",
     classes: Sequence[str] | None = None,
 ) -> list[Entry]:
     """The images of an unlabelled set; labels and class folders, if there are any, are dropped here, so that nothing
     behind can look at them. classes: the model's; the layouts of known data sets need them. Raises Problem, also
     no_images."""
+    where = tree(roots)
     if reference.layout in DATA_SETS:
-        found = dataset_layouts.relevant(reference, _needed(classes), roots, pointer)
+        found = dataset_layouts.relevant(reference, _needed(classes), where, pointer)
         return [replace(entry, label=None) for entry in found]
     if reference.layout == "list":
-        found = [Entry(entry.name, entry.path) for entry in _listed(reference.uri, roots, pointer)]
+        found = [Entry(entry.name, entry.path) for entry in _listed(reference.uri, where, pointer)]
+    elif reference.layout == "webdataset":
+        found = webdataset_layout.images(where, reference.uri, pointer)
     else:
-        found = [Entry(name, path) for name, path in walk(folder(reference.uri, roots, pointer), roots, pointer)]
+        found = [Entry(name, path) for name, path in where.walk(folder(where, reference.uri, pointer), pointer)]
     if not found:
         raise Problem("no_images", f"{reference.uri!r} holds no file that ends in {', '.join(sorted(ENDINGS))}", pointer=pointer)
     return found
@@ -70,21 +74,21 @@ def _needed(classes: Sequence[str] | None) -> Sequence[str]:
 
 
 def labelled(
-    reference: ImagesReference, classes: Sequence[str], roots: Sequence[Path] | None = None, pointer: str = "/data/evaluation/uri"
+    reference: ImagesReference, classes: Sequence[str], roots: Roots | Tree = None, pointer: str = "/data/evaluation/uri"
 ) -> list[Entry]:
     """The images of a labelled set, each with a class name of `classes`. A class without images is fine; a class that
     the model does not know is Problem unknown_class."""
+    where = tree(roots)
     if reference.layout in DATA_SETS:
-        return dataset_layouts.relevant(reference, classes, roots, pointer)
+        return dataset_layouts.relevant(reference, classes, where, pointer)
     if reference.layout == "list":
-        found = [
-            Entry(entry.name, entry.path, classes[int(entry.label)] if _is_index(entry.label, classes) else entry.label)
-            for entry in _listed(reference.uri, roots, pointer)
-        ]
+        found = _named(_listed(reference.uri, where, pointer), classes)
+    elif reference.layout == "webdataset":
+        found = _named(webdataset_layout.labelled(where, reference.uri, pointer), classes)
     else:
         found = [
             Entry(name, path, name.split("/", 1)[0] if "/" in name else None)
-            for name, path in walk(folder(reference.uri, roots, pointer), roots, pointer)
+            for name, path in where.walk(folder(where, reference.uri, pointer), pointer)
         ]
     if not found:
         raise Problem("no_images", f"{reference.uri!r} holds no images", pointer=pointer)
@@ -100,30 +104,38 @@ def labelled(
     return found
 
 
+def _named(entries: list[Entry], classes: Sequence[str]) -> list[Entry]:
+    """Labels that are numbers become the names of their classes."""
+    return [replace(one, label=classes[int(one.label)]) if _is_index(one.label, classes) else one for one in entries]
+
+
 def _is_index(label: str | None, classes: Sequence[str]) -> bool:
     return label is not None and label not in classes and label.isascii() and label.isdigit() and int(label) < len(classes)
 
 
 def pairs(
     reference: PairsReference,
-    roots: Sequence[Path] | None = None,
+    roots: Roots | Tree = None,
     pointer: str = "/data/pairs/uri",
     classes: Sequence[str] | None = None,
 ) -> list[tuple[Entry, Entry]]:
     """(source, target) entries. Every image must have its partner: Problem pairs_unmatched names those without. classes:
     the model's; the layouts of known data sets need them, to leave them out."""
+    where = tree(roots)
     if reference.layout in DATA_SETS:
-        return dataset_layouts.irrelevant(reference, _needed(classes), roots, pointer)
-    path = local_path(reference.uri, roots, pointer)
-    if path.is_file():
-        found = list(_manifest(reference, roots, pointer))
+        return dataset_layouts.irrelevant(reference, _needed(classes), where, pointer)
+    path = where.find(reference.uri, pointer)
+    if reference.layout == "webdataset":
+        found = webdataset_layout.pairs(where, reference.uri, reference.source, reference.target, pointer)
+    elif where.is_file(path):
+        found = list(_manifest(reference, where, pointer))
     else:
         sides = []
         for side in (reference.source, reference.target):
-            if not (path / side).is_dir():
+            if (within := where.subfolder(path, side, pointer)) is None:
                 raise Problem("layout_mismatch", f"{reference.uri!r} has no folder {side!r}", pointer=pointer)
             by_stem: dict[str, Entry] = {}
-            for name, file in walk(folder(str(path / side), roots, pointer), roots, pointer):
+            for name, file in where.walk(within, pointer):
                 stem = os.path.splitext(name)[0]
                 if stem in by_stem:
                     raise Problem(
@@ -145,8 +157,8 @@ def pairs(
     return found
 
 
-def _manifest(reference: PairsReference, roots: Sequence[Path] | None, pointer: str) -> Iterator[tuple[Entry, Entry]]:
-    path, text = text_file(reference.uri, roots, pointer)
+def _manifest(reference: PairsReference, tree: Tree, pointer: str) -> Iterator[tuple[Entry, Entry]]:
+    path, text = text_file(tree, reference.uri, pointer)
     try:
         rows = csv.DictReader(text.splitlines(), strict=True)
         if missing := [side for side in (reference.source, reference.target) if side not in (rows.fieldnames or [])]:
@@ -157,27 +169,27 @@ def _manifest(reference: PairsReference, roots: Sequence[Path] | None, pointer: 
             names = [(row[side] or "").strip() for side in (reference.source, reference.target)]
             if not all(names):
                 raise Problem("pairs_unmatched", f"line {rows.line_num}: one of the two paths is empty", pointer=pointer)
-            source, target = (Entry(name, below(path.parent, name, roots, rows.line_num, pointer)) for name in names)
+            source, target = (Entry(name, tree.below(path.parent, name, rows.line_num, pointer)) for name in names)
             yield source, target
     except csv.Error as error:
         raise Problem("layout_mismatch", f"{reference.uri!r} is not CSV: {error}", pointer=pointer) from error
 
 
-def check(data: DataSpec, classes: Sequence[str], roots: Sequence[Path] | None) -> dict[str, int]:
+def check(data: DataSpec, classes: Sequence[str], roots: Roots | Tree) -> dict[str, int]:
     """All that can be said of a job's data without decoding an image: counts by set. Raises Problem."""
-    counts = {"target": len(images(data.target, roots, classes=classes))}
-    if counts["target"] < MIN_TARGET_IMAGES:
-        raise Problem(
-            "too_few_images",
-            f"{counts['target']} target images; at least {MIN_TARGET_IMAGES} are needed",
-            pointer="/data/target/uri",
-        )
-    if data.pairs is not None:
-        counts["pairs"] = len(pairs(data.pairs, roots, classes=classes))
-        if counts["pairs"] < MIN_PAIRS:
-            raise Problem(
-                "too_few_images", f"{counts['pairs']} pairs; at least {MIN_PAIRS} are needed", pointer="/data/pairs/uri"
-            )
-    if data.evaluation is not None:
-        counts["evaluation"] = len(labelled(data.evaluation, classes, roots))
-    return counts
+    return {name: check_set(data, name, classes, roots) for name in SETS if getattr(data, name) is not None}
+
+
+def check_set(data: DataSpec, name: str, classes: Sequence[str], roots: Roots | Tree) -> int:
+    """The same of one of the sets that it has. Raises Problem."""
+    if name == "target":
+        return _enough(len(images(data.target, roots, classes=classes)), MIN_TARGET_IMAGES, "target images", "/data/target/uri")
+    if name == "pairs":
+        return _enough(len(pairs(data.pairs, roots, classes=classes)), MIN_PAIRS, "pairs", "/data/pairs/uri")
+    return len(labelled(data.evaluation, classes, roots))
+
+
+def _enough(found: int, least: int, what: str, pointer: str) -> int:
+    if found < least:
+        raise Problem("too_few_images", f"{found} {what}; at least {least} are needed", pointer=pointer)
+    return found

@@ -17,6 +17,8 @@ from app.artifacts import routes as artifacts
 from app.blobs import open_blobs
 from app.broker import make_celery
 from app.database import Database
+from app.datasets import routes as datasets
+from app.datasets.schemas import DatasetDescription
 from app.ids import new_id
 from app.jobs import routes as jobs
 from app.schema import require_current
@@ -55,7 +57,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(RequestId)
     app.add_middleware(observability.Counted, metrics=app.state.metrics)
     problems.install(app)
-    for router in (jobs.router, artifacts.router, source_models.router, webhooks.router, health.router, observability.router):
+    for router in (
+        jobs.router,
+        artifacts.router,
+        source_models.router,
+        datasets.router,
+        webhooks.router,
+        health.router,
+        observability.router,
+    ):
         app.include_router(router)
 
     @app.get("/", include_in_schema=False)
@@ -94,7 +104,7 @@ def _describe_bodies(app: FastAPI) -> None:
         if app.openapi_schema is None:
             document = generate()
             known = document.setdefault("components", {}).setdefault("schemas", {})
-            for model in (JobRequest, WebhookRequest, problems.ProblemDocument):
+            for model in (JobRequest, DatasetDescription, WebhookRequest, problems.ProblemDocument):
                 schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 for name, part in {**schema.pop("$defs", {}), model.__name__: schema}.items():
                     known.setdefault(name, part)

@@ -11,10 +11,12 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_][A-Za-z0-9_.-]*)*/?")
+
+_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?(:(?!443$)[0-9]{1,5})?")
 
 
 class Settings(BaseSettings):
@@ -34,8 +36,24 @@ class Settings(BaseSettings):
     s3_endpoint_url: str = ""
     """Of an S3-compatible store, such as http://minio:9000. Default: AWS."""
 
+    data_buckets: Annotated[tuple[str, ...], NoDecode] = ()
+    """s3://bucket or s3://bucket/prefix, separated by commas, below which s3:// references may lie. Default: none."""
+    data_s3_endpoint_url: str = ""
+    """Of the S3-compatible store that data_buckets are in. Default: s3_endpoint_url."""
+
+    data_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Hosts, as name or name:port, separated by commas, from which https:// references may be fetched. Default: none."""
+    data_private_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Those of data_hosts that may have private addresses. Default: none: such an address is refused."""
+    data_ca_file: str = ""
+    """Certificates, as PEM, that data_hosts are trusted by besides those of public authorities."""
+
     max_upload_bytes: int = Field(4 * 2**30, gt=0)
     """Of a source model's file. The bytes are counted as they stream in."""
+    max_dataset_bytes: int = Field(16 * 2**30, gt=0)
+    """Of a dataset's archive, counted likewise."""
+    max_unpacked_bytes: int = Field(64 * 2**30, gt=0)
+    """Of what is in one."""
     max_request_bytes: int = Field(2**20, gt=0)
     """Of a JSON body or a JSON part."""
     wait_limit_s: float = Field(60, gt=0)
@@ -72,6 +90,11 @@ class Settings(BaseSettings):
     checkpoint_s: float = Field(30, gt=0, le=60)
     """At most this long between two checkpoints."""
 
+    cache_dir: str = ""
+    """Where workers unpack datasets, once for all jobs. Several workers of a machine may share it. Default: in data_dir."""
+    cache_bytes: int = Field(64 * 2**30, gt=0)
+    """What is not in use is deleted, the least recently used first, to keep within this."""
+
     metrics_port: int = Field(0, ge=0, le=65535)
     """A worker tells its numbers to Prometheus at this port. 0: it does not."""
     metrics_host: str = "127.0.0.1"
@@ -84,11 +107,30 @@ class Settings(BaseSettings):
             raise ValueError(f"blobs_url must be s3://bucket or s3://bucket/prefix, or empty for a folder: {value!r}")
         return value
 
-    @field_validator("s3_endpoint_url")
+    @field_validator("s3_endpoint_url", "data_s3_endpoint_url")
     @classmethod
     def _endpoint_is_http(cls, value: str) -> str:
         if value and not value.startswith(("http://", "https://")):
-            raise ValueError(f"s3_endpoint_url must begin with http:// or https://: {value!r}")
+            raise ValueError(f"an S3 endpoint must begin with http:// or https://: {value!r}")
+        return value
+
+    @field_validator("data_buckets", "data_hosts", "data_private_hosts", mode="before")
+    @classmethod
+    def _split_by_commas(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("data_hosts", "data_private_hosts")
+    @classmethod
+    def _hosts_are_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [one for one in value if not _HOST.fullmatch(one)]:
+            raise ValueError(f"hosts must be names in small letters, each with :port unless that is 443: {', '.join(wrong)}")
+        return value
+
+    @field_validator("data_buckets")
+    @classmethod
+    def _data_are_in_buckets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [one for one in value if not _BUCKET.fullmatch(one)]:
+            raise ValueError(f"data_buckets must be s3://bucket or s3://bucket/prefix: {', '.join(wrong)}")
         return value
 
     @field_validator("webhook_private_hosts", mode="before")
@@ -108,6 +150,16 @@ class Settings(BaseSettings):
             raise ValueError(f"data_roots must be absolute: {', '.join(relative)}")
         return value
 
+    @model_validator(mode="after")
+    def _blobs_are_no_data(self) -> Settings:
+        """Else whoever may submit a job could have another's artifacts read."""
+        blobs = f"{self.blobs_url.rstrip('/')}/"
+        elsewhere = self.data_s3_endpoint_url not in ("", self.s3_endpoint_url)
+        for one in self.data_buckets:
+            if self.blobs_url and not elsewhere and (blobs.startswith(f"{one.rstrip('/')}/") or one.startswith(blobs)):
+                raise ValueError(f"data_buckets must not open the blob store: {one} and {self.blobs_url}")
+        return self
+
     @property
     def sqlalchemy_url(self) -> str:
         return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'modalbridge.db'}"
@@ -119,6 +171,10 @@ class Settings(BaseSettings):
     @property
     def broker_dir(self) -> Path:
         return self.data_dir.absolute() / "broker"
+
+    @property
+    def cache_folder(self) -> Path:
+        return (Path(self.cache_dir) if self.cache_dir else self.data_dir / "cache").absolute()
 
     @property
     def work_dir(self) -> Path:

@@ -123,10 +123,11 @@ class DataReference(Strict):
 
 class ImagesReference(DataReference):
     """A set of images. folder: every image below the folder (for an evaluation set, one folder a class);
-    list: a text file with `path` or `path label` a line, relative to the file's own folder; sunrgbd, diml, nirscene: the
+    list: a text file with `path` or `path label` a line, relative to the file's own folder; webdataset: samples
+    of `key.jpg` and, for an evaluation set, `key.cls`; sunrgbd, diml, nirscene: the
     unpacked data set, of which the target images of the model's classes are taken."""
 
-    layout: Literal["folder", "list"] | DataSet = "folder"
+    layout: Literal["folder", "list", "webdataset"] | DataSet = "folder"
 
 
 class TargetReference(ImagesReference):
@@ -142,8 +143,8 @@ class PairsReference(DataReference):
     uri: str = Field(min_length=1, max_length=4096)
     """A folder that holds the two folders named by `source` and `target`, whose images match by relative path without
     the ending; or a CSV file with two columns of those names, paths relative to the file's own folder; or a data set."""
-    layout: Literal["pairs"] | DataSet = "pairs"
-    """sunrgbd, diml, nirscene: the unpacked data set, of which the pairs outside the model's classes are taken."""
+    layout: Literal["pairs", "webdataset"] | DataSet = "pairs"
+    """webdataset: samples of `key.<source>.png` and `key.<target>.png`. sunrgbd, diml, nirscene: the unpacked data set, of which the pairs outside the model's classes are taken."""
     source: FolderName = "rgb"
     target: FolderName = "depth"
     scaling: Scaling = Scaling()
@@ -240,11 +241,21 @@ class JobRequest(Adaptation):
         return self
 
 
+class Fetched(Strict):
+    """Where on this machine's disk a reference's data lie that were elsewhere."""
+
+    path: str = Field(min_length=1, max_length=4096)
+    version: str = Field(min_length=1, max_length=200)
+    """What was fetched, by its content: told in the report."""
+
+
 class AdaptationSpec(Adaptation):
     """What the engine runs: `python -m worker.adaptation SPEC.json --out DIR`."""
 
     source_model: SourceModelFile
     further_source_models: tuple[SourceModelFile, ...] = Field((), max_length=MOST_FURTHER)
+    fetched: dict[str, Fetched] = Field(default_factory=dict)
+    """By the `uri` of the reference in `data`."""
 
     @model_validator(mode="after")
     def _models_fit(self) -> AdaptationSpec:

@@ -38,10 +38,12 @@ class Received:
             self.staged.__exit__(*error)
 
 
-async def receive(request: Request, *, json_part: str, file_part: str, blobs: Blobs, settings: Settings) -> Received:
+async def receive(
+    request: Request, *, json_part: str, file_part: str, blobs: Blobs, settings: Settings, max_file_bytes: int | None = None
+) -> Received:
     """The body: application/json as the JSON part alone, or multipart/form-data with either part, in any order.
 
-    Either is None if it was not sent. Raises Problem unsupported_media_type, malformed_multipart, payload_too_large,
+    Either is None if it was not sent. max_file_bytes: that of the settings for a source model, unless it is given. Raises Problem unsupported_media_type, malformed_multipart, payload_too_large,
     storage_full; nothing is then left on the disk.
     """
     media_type, options = _media_type(request)
@@ -51,13 +53,13 @@ async def receive(request: Request, *, json_part: str, file_part: str, blobs: Bl
         raise _unsupported(media_type)
     if not (boundary := options.get(b"boundary")):
         raise Problem("malformed_multipart", "the Content-Type names no boundary")
-    limits = {json_part: settings.max_request_bytes, file_part: settings.max_upload_bytes}
+    limits = {json_part: settings.max_request_bytes, file_part: max_file_bytes or settings.max_upload_bytes}
     try:
         body = _Body(boundary, json_part, file_part, limits)
     except FormParserError as error:
         raise Problem("malformed_multipart", str(error)) from error
     if _announced(request) > body.limit:
-        raise _too_large(f"Content-Length is {_announced(request)}, of which the file may be", settings.max_upload_bytes)
+        raise _too_large(f"Content-Length is {_announced(request)}, of which the file may be", limits[file_part])
     try:
         return await _multipart(request, body, blobs)
     except BaseException:

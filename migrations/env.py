@@ -6,6 +6,7 @@ from sqlalchemy.exc import OperationalError
 
 from app.artifacts import table as _artifacts  # noqa: F401 - registers its tables
 from app.database import Base, Database
+from app.datasets import table as _datasets  # noqa: F401
 from app.jobs import table as _jobs  # noqa: F401
 from app.settings import Settings
 from app.source_models import table as _source_models  # noqa: F401

@@ -172,6 +172,14 @@ def test_pairs_without_one_of_the_folders_or_any_image_are_refused(root):
     assert refusal(layouts.pairs, PairsReference(uri=str(root), source="left", target="right"), [root])[0] == "no_images"
 
 
+def test_a_side_that_leads_out_of_the_roots_is_not_entered(root, tmp_path):
+    touch(root, "rgb/a.png")
+    touch(tmp_path / "elsewhere", "a.png")
+    (root / "depth").symlink_to(tmp_path / "elsewhere")
+    assert refusal(layouts.pairs, PairsReference(uri=str(root)), [root]) == ("reference_outside_roots", "/data/pairs/uri")
+    assert len(layouts.pairs(PairsReference(uri=str(root)), [root, tmp_path])) == 1
+
+
 def test_a_csv_names_pairs(root):
     touch(root, "a/1.jpg", "b/one.png", "a/2.jpg", "b/two.png")
     (root / "pairs.csv").write_text("scene,depth,rgb\nhall,b/one.png,a/1.jpg\nhall,b/two.png,a/2.jpg\n")

@@ -9,6 +9,14 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
+class NotYetError(Exception):
+    """What is wanted cannot be had now, and may be in a while."""
+
+
+class GaveUpError(Exception):
+    """The job was lost or is to stop: what it waited for is wanted no longer."""
+
+
 class Call(Generic[T]):
     """Begins at once. In a daemon thread, so that a store that hangs does not hold a process that wants to end."""
 

@@ -21,6 +21,7 @@ import structlog
 from app import broker
 from app.artifacts.table import Artifact
 from app.blobs import ABANDONED_S, discard
+from app.datasets.table import Dataset
 from app.jobs import checkpoints, lifecycle, queries, queue
 from app.jobs.states import RETRIED, TERMINAL, Status
 from app.jobs.table import Job, Worker
@@ -29,6 +30,7 @@ from app.webhooks import outbox
 from app.webhooks import queries as webhook_queries
 from worker import invariants, webhooks, workspace
 from worker.beside import Call
+from worker.cache import Cache
 from worker.process import WorkerProcess
 
 LEAVE_S = 5.0
@@ -43,7 +45,7 @@ ORPHAN_S = 3600.0
 """A blob is kept before its row is committed: younger than this, it may be about to be named."""
 SILENT_S = 24 * 3600.0
 """A worker that was not heard from for a day is gone."""
-OURS = re.compile(r"(source_models/[^/]+|jobs/[^/]+/[^/]+/\d+|checkpoints/[^/]+/[^/]+)/[^/]+")
+OURS = re.compile(r"(source_models/[^/]+|datasets/[^/]+|jobs/[^/]+/[^/]+/\d+|checkpoints/[^/]+/[^/]+)/[^/]+")
 """The shape of every key that this service makes. Whatever else lies in a bucket is not ours to delete."""
 ARTIFACT = re.compile(r"jobs/[^/]+/([^/]+)/(\d+)/[^/]+")
 """Of a job's attempt. It may be publishing just now, and waiting for a database that is away."""
@@ -100,6 +102,7 @@ def sweep(worker: WorkerProcess) -> None:
     for part in (
         remove_old_jobs,
         remove_work_folders,
+        tidy_cache,
         remove_abandoned_uploads,
         remove_orphaned_blobs,
         remove_silent_rows,
@@ -218,6 +221,10 @@ def remove_work_folders(worker: WorkerProcess) -> None:
                 workspace.remove(worker.settings.work_dir, job_id, job.attempt if job else sys.maxsize)
 
 
+def tidy_cache(worker: WorkerProcess) -> None:
+    Cache(worker.settings.cache_folder, worker.settings.cache_bytes).tidy()
+
+
 def remove_old_jobs(worker: WorkerProcess) -> None:
     """Those that the settings do not keep any longer. A blob that the store keeps for now is one that no row names."""
     given = worker.settings
@@ -250,7 +257,7 @@ def remove_orphaned_blobs(worker: WorkerProcess) -> None:
         with worker.db.read() as session:
             named = {
                 key
-                for column in (Artifact.blob_key, SourceModel.blob_key)
+                for column in (Artifact.blob_key, SourceModel.blob_key, Dataset.blob_key, Dataset.listing_key)
                 for key in session.scalars(sa.select(column).where(column.in_(some)))
             }
             lately = sa.and_(

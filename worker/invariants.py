@@ -14,9 +14,10 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.artifacts.table import Artifact
+from app.datasets.table import Dataset
 from app.jobs import queue
 from app.jobs.states import LEASED, TERMINAL, Status
-from app.jobs.table import FurtherSourceModel, Job, JobEvent, JobLabel, Worker
+from app.jobs.table import FurtherSourceModel, Job, JobDataset, JobEvent, JobLabel, Worker
 from app.settings import Settings
 from app.source_models.table import SourceModel
 
@@ -94,9 +95,11 @@ def queued_beside_idle_worker(session: Session, settings: Settings, now: datetim
 
 
 def row_of_another_tenant(session: Session, settings: Settings, now: datetime) -> int:
-    """Source models, artifacts and labels that are not of their job's tenant."""
+    """Source models, datasets, artifacts and labels that are not of their job's tenant."""
     further = _of_newest(SourceModel.tenant_id != Job.tenant_id).join(FurtherSourceModel, FurtherSourceModel.job_id == Job.id)
     others = _count(session, further.join(SourceModel, SourceModel.id == FurtherSourceModel.source_model_id))
+    datasets = _of_newest(Dataset.tenant_id != Job.tenant_id).join(JobDataset, JobDataset.job_id == Job.id)
+    others += _count(session, datasets.join(Dataset, Dataset.id == JobDataset.dataset_id))
     return others + sum(
         _count(session, _of_newest(table.tenant_id != Job.tenant_id).join(table, joined))
         for table, joined in (

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -25,17 +27,20 @@ from sqlalchemy.orm import Session
 
 from app.artifacts.table import Artifact
 from app.blobs import BlobsAwayError
-from app.errors import Problem
+from app.datasets.table import Dataset
+from app.errors import Problem, few
 from app.jobs import checkpoints as kept_checkpoints
 from app.jobs import lifecycle
 from app.jobs.lifecycle import Claim
 from app.jobs.states import TERMINAL, Status
-from app.jobs.table import FurtherSourceModel, Job
+from app.jobs.table import FurtherSourceModel, Job, JobDataset
+from app.remote import Pin
 from app.source_models.table import SourceModel
-from app.spec import AdaptationSpec
-from worker import checkpoints, publication, workspace
+from app.spec import AdaptationSpec, DataSpec, Fetched
+from worker import checkpoints, fetching, publication, workspace
 from worker.adaptation.events import Result, Warned
-from worker.beside import Call
+from worker.beside import Call, GaveUpError, NotYetError
+from worker.cache import Cache, Held
 from worker.child import Child
 from worker.hearing import Hearing, document
 from worker.metrics import AttemptMeter
@@ -57,10 +62,6 @@ T = TypeVar("T")
 
 class DatabaseAwayError(Exception):
     """The worker has to go while the database is away: the lease will run out, and another takes over."""
-
-
-class GaveUpError(Exception):
-    """The blob store is away, or slow, and the job was lost or is to stop: it waits no longer."""
 
 
 def run(worker: WorkerProcess, claim: Claim) -> Job | None:
@@ -96,6 +97,8 @@ class Attempt:
         self.meter = AttemptMeter(worker.metrics)
         self.child: Child | None = None
         self.sender: checkpoints.Sender | None = None
+        self.held: dict[str, Held] = {}
+        self.giving_up = threading.Event()
         self.status = Status.RUNNING
         self.lost = False
         self.began_at = self.renewed_at = time.monotonic()
@@ -134,6 +137,7 @@ class Attempt:
             self.child.close()
         if self.sender is not None:
             self.sender.close(SENDING_S)
+        fetching.release(self.held)
 
     # While it runs --------------------------------------------------------------------------------------------------
 
@@ -204,25 +208,32 @@ class Attempt:
             child.kill()
 
     def _beside(self, work: Callable[[], T], name: str) -> T:
-        """What `work` returns, which uses the blob store: in a thread, while this one renews the lease; again and again
-        until the store answers. Raises GaveUpError where the job is lost or to stop: then a try that has begun has the
-        grace of a cancelled job, and there is no other."""
+        """What `work` returns, which uses the blob store or the cache: in a thread, while this one renews the lease; again and
+        again until the store answers and there is room. Raises GaveUpError where the job is lost or to stop: then a try that
+        has begun has the grace of a cancelled job, and there is no other."""
         asked_at: float | None = None
+        waited: set[str] = set()
         while True:
             call = Call(work, name)
             while not call.ended(self.tick_s):
                 self._tell()
-                asked_at = asked_at or (time.monotonic() if self._to_end() else None)
+                if asked_at is None and self._to_end():
+                    asked_at = time.monotonic()
+                    self.giving_up.set()
                 if asked_at is not None and time.monotonic() - asked_at > self.settings.cancel_grace_s:
                     raise GaveUpError
             try:
                 return call.result()
-            except BlobsAwayError as error:
-                log.warning("the blob store is away", job_id=self.claim.job_id, error=str(error)[:300])
+            except (BlobsAwayError, NotYetError) as error:
+                what = "the blob store is away" if isinstance(error, BlobsAwayError) else "the job waits for the cache"
+                log.warning(what, job_id=self.claim.job_id, error=str(error)[:300])
+                if what not in waited:
+                    waited.add(what)
+                    self.heard.log(f"{what}: {error}" if isinstance(error, NotYetError) else what)
                 self._tell()
                 if self._to_end():
                     raise GaveUpError from error
-                time.sleep(self.tick_s)
+                time.sleep(self.tick_s * random.uniform(0.5, 1.5))  # noqa: S311 - so that two that wait for each other get apart
 
     def _to_end(self) -> bool:
         return self.lost or self.worker.stop_asked or self.status == Status.CANCELLING
@@ -322,7 +333,7 @@ class Attempt:
     def _brought(self, space: Workspace) -> AdaptationSpec | None:
         """The engine's spec, and in the workspace what it needs from the blob store. None: the job was lost meanwhile.
         Raises Problem reference_missing, invalid_request, OSError."""
-        request, models = self._insist(self._asked_for)
+        request, pins, models, datasets = self._insist(self._asked_for)
         paths, warnings = self._beside(lambda: self._bring(space, [model.blob_key for model in models]), "fetch")
         for warning in warnings:
             self.heard.warn(warning)
@@ -334,16 +345,40 @@ class Attempt:
             pointer = "".join(f"/{part}" for part in fault["loc"])
             detail = f"this worker cannot read the request, and may be older or newer than the front end: {fault['msg']}"
             raise Problem("invalid_request", detail, pointer=pointer) from error
-        return None if self.lost else spec
+        fetched = self._fetch(spec.data, pins, datasets)
+        return None if self.lost else spec.model_copy(update={"fetched": fetched})
 
-    def _asked_for(self, session: Session, _now: datetime) -> tuple[dict[str, Any], list[SourceModel]]:
-        """The request, and its source models in their order."""
+    def _fetch(self, data: DataSpec, pins: list[Pin], datasets: list[Dataset]) -> dict[str, Fetched]:
+        """Holds what the references lead to in the cache until the attempt is over. Raises Problem, OSError."""
+        uris = fetching.remote_uris(data)
+        if not uris:
+            return {}
+        sources = fetching.sources(
+            self.claim.job_id, uris, pins, {one.id: one for one in datasets}, self.worker.blobs, self.settings
+        )
+        cache = Cache(self.settings.cache_folder, self.settings.cache_bytes)
+        self.heard.log(f"fetching {few(list(sources))}")
+        self.held = self._beside(lambda: fetching.fetch(sources, cache, self._going_on), "fetch data")
+        return fetching.placed(self.held, uris)
+
+    def _going_on(self) -> None:
+        """Asked by what runs beside. Raises GaveUpError, Problem time_limit."""
+        if self.giving_up.is_set():
+            raise GaveUpError
+        if time.monotonic() - self.began_at > (limit := self.settings.job_time_limit_s):
+            raise Problem("time_limit", f"its data were not fetched within {limit:g} s, the most that an attempt may take")
+
+    def _asked_for(self, session: Session, _now: datetime) -> tuple[dict[str, Any], list[Pin], list[SourceModel], list[Dataset]]:
+        """The request, what its references were pinned by, its source models in their order, and its datasets."""
         job_id = self.claim.job_id
-        request, first = session.execute(sa.select(Job.request, Job.source_model_id).where(Job.id == job_id)).one()
+        wanted = sa.select(Job.request, Job.pins, Job.source_model_id).where(Job.id == job_id)
+        request, pins, first = session.execute(wanted).one()
         ordered = sa.select(FurtherSourceModel.source_model_id).where(FurtherSourceModel.job_id == job_id)
         ids = [first, *session.scalars(ordered.order_by(FurtherSourceModel.place))]
         rows = {model.id: model for model in session.scalars(sa.select(SourceModel).where(SourceModel.id.in_(ids)))}
-        return request, [rows[id] for id in ids]
+        named = sa.select(JobDataset.dataset_id).where(JobDataset.job_id == job_id)
+        datasets = list(session.scalars(sa.select(Dataset).where(Dataset.id.in_(named))))
+        return request, [Pin.model_validate(pin) for pin in pins or ()], [rows[id] for id in ids], datasets
 
     def _bring(self, space: Workspace, keys: list[str]) -> tuple[list[Path], list[Warned]]:
         blobs = self.worker.blobs
@@ -357,7 +392,7 @@ class Attempt:
     def _command(self, space: Workspace) -> list[str]:
         given = self.settings
         # Without a root nothing may be read; the engine alone would take no roots for "anywhere".
-        roots = [str(root) for root in given.data_roots] or [str(space.tmp)]
+        roots = [str(root) for root in (*given.data_roots, *(held.folder for held in self.held.values()))] or [str(space.tmp)]
         limits = {
             "--parent": os.getpid(),
             "--data-bytes": given.child_memory_bytes or int(0.8 * memory_bytes()),

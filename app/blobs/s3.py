@@ -46,8 +46,8 @@ class S3Blobs:
     def __init__(self, bucket: str, prefix: str, endpoint: str | None, aside: Path, *, read_s: float = READ_S) -> None:
         self.bucket, self.prefix, self.endpoint, self.aside = bucket, f"{prefix}/" if prefix else "", endpoint, aside
         session = boto3.session.Session()
-        self._client = _client(session, endpoint, CONNECT_S, read_s, TRIES)
-        self._checking = _client(session, endpoint, CHECK_CONNECT_S, min(CHECK_READ_S, read_s), 1)
+        self._client = open_client(session, endpoint, CONNECT_S, read_s, TRIES)
+        self._checking = open_client(session, endpoint, CHECK_CONNECT_S, min(CHECK_READ_S, read_s), 1)
         self._transfer = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4)
 
     def __repr__(self) -> str:
@@ -196,7 +196,8 @@ class S3Reading:
             self._body = None
 
 
-def _client(session: boto3.session.Session, endpoint: str | None, connect_s: float, read_s: float, tries: int) -> Any:
+def open_client(session: boto3.session.Session, endpoint: str | None, connect_s: float, read_s: float, tries: int) -> Any:
+    """As every client of ours: bounded in time and tries."""
     config = Config(
         connect_timeout=connect_s,
         read_timeout=read_s,

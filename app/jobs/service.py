@@ -8,14 +8,15 @@ from typing import Any
 
 from sqlalchemy.exc import IntegrityError
 
-from app import layouts
 from app.blobs import Blobs, Staged, discard
 from app.database import Database
 from app.errors import Problem
 from app.ids import new_id
-from app.jobs import checkpoints, events, lifecycle, queries, queue
+from app.jobs import checkpoints, events, job_data, lifecycle, queries, queue
+from app.jobs.job_data import Finder
 from app.jobs.states import TERMINAL, Status
-from app.jobs.table import FurtherSourceModel, Job, JobLabel
+from app.jobs.table import FurtherSourceModel, Job, JobDataset, JobLabel
+from app.remote import Pin
 from app.settings import Settings
 from app.source_models import queries as source_model_queries
 from app.source_models import service as source_models
@@ -52,7 +53,7 @@ def submit(
     else:
         description = request.source_model
     _check_further(db, tenant_id, description, request.further_source_models)
-    layouts.check(request.data, description.classes, settings.data_roots)
+    pins = job_data.check(Finder(db, blobs, settings, tenant_id), request.data, description.classes)
     if not by_id:
         model, _ = source_models.store(db, blobs, tenant_id, request.source_model, staged)
         for place, further in enumerate(request.further_source_models):
@@ -61,12 +62,12 @@ def submit(
                 raise Problem("invalid_request", f"{model.id} is the very model that is sent along", pointer=pointer)
     accepted = request.model_copy(update={"source_model": SourceModelId(id=model.id)}).model_dump(mode="json")
     try:
-        return _insert(db, settings, tenant_id, accepted, digest, key), True
+        return _insert(db, settings, tenant_id, accepted, pins, digest, key), True
     except IntegrityError:
-        # Either the same key won a race, or the source model was deleted a moment ago.
+        # Either the same key won a race, or a source model or dataset was deleted a moment ago.
         if key is not None and (known := _submitted_before(db, tenant_id, key, digest)):
             return known, False
-        raise Problem("not_found", "a source model was deleted meanwhile", pointer="/source_model/id") from None
+        raise Problem("not_found", "a source model or dataset was deleted meanwhile") from None
 
 
 def _check_further(db: Database, tenant_id: str, first: SourceModelDescription, further: tuple[SourceModelId, ...]) -> None:
@@ -81,7 +82,9 @@ def _check_further(db: Database, tenant_id: str, first: SourceModelDescription, 
             raise Problem("invalid_request", f"{wanted.id}: {why}", pointer=pointer)
 
 
-def _insert(db: Database, settings: Settings, tenant_id: str, accepted: dict[str, Any], digest: str, key: str | None) -> Job:
+def _insert(
+    db: Database, settings: Settings, tenant_id: str, accepted: dict[str, Any], pins: list[Pin], digest: str, key: str | None
+) -> Job:
     with db.write() as session:
         now = db.now(session)
         job = Job(
@@ -91,6 +94,7 @@ def _insert(db: Database, settings: Settings, tenant_id: str, accepted: dict[str
             name=accepted["name"],
             method=accepted["method"],
             request=accepted,
+            pins=[pin.model_dump(mode="json") for pin in pins],
             idempotency_key=key,
             request_digest=digest,
             status=Status.QUEUED,
@@ -106,6 +110,7 @@ def _insert(db: Database, settings: Settings, tenant_id: str, accepted: dict[str
             FurtherSourceModel(job_id=job.id, place=place, source_model_id=further["id"])
             for place, further in enumerate(accepted["further_source_models"])
         )
+        session.add_all(JobDataset(job_id=job.id, dataset_id=dataset_id) for dataset_id in job_data.dataset_ids(pins))
         session.add_all(JobLabel(job_id=job.id, tenant_id=tenant_id, key=k, value=v) for k, v in accepted["labels"].items())
         events.append(session, job, "state", "queued", {"status": Status.QUEUED}, now=now)
     return job

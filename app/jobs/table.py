@@ -32,6 +32,8 @@ class Job(Base):
     method: Mapped[str] = mapped_column(sa.String(40))
     request: Mapped[dict[str, Any]] = mapped_column(JSON)
     """As accepted: every default filled in, the source model by its id."""
+    pins: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON)
+    """app.remote.Pin for each place beyond the disk that its references lead to."""
     idempotency_key: Mapped[str | None] = mapped_column(sa.String(255))
     request_digest: Mapped[str] = mapped_column(sa.String(64))
 
@@ -76,6 +78,16 @@ class FurtherSourceModel(Base):
     job_id: Mapped[str] = mapped_column(sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     place: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     source_model_id: Mapped[str] = mapped_column(sa.ForeignKey("source_models.id"))
+
+
+class JobDataset(Base):
+    """A dataset that the job's data name."""
+
+    __tablename__ = "job_datasets"
+    __table_args__ = (sa.Index("ix_job_datasets_dataset", "dataset_id"),)
+
+    job_id: Mapped[str] = mapped_column(sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    dataset_id: Mapped[str] = mapped_column(sa.ForeignKey("datasets.id"), primary_key=True)
 
 
 class JobLabel(Base):

@@ -9,12 +9,12 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import struct
 import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
+from app.archives import Frugal
 from app.errors import Problem, few
 from app.source_models import pickle_scan
 
@@ -34,7 +34,7 @@ def inspect(path: Path) -> Literal["safetensors", "torch"]:
     size = path.stat().st_size
     if size == 0:
         raise Problem("empty_file", "the file of the source model has 0 bytes", pointer=POINTER)
-    with _Frugal(path) as file:
+    with Frugal(path, MAX_READ_BYTES, POINTER) as file:
         head = file.read(9)
         file.seek(0)
         # First of all: the length of a safetensors header may have the bytes that a zip archive or a pickle begins with.
@@ -49,16 +49,6 @@ def inspect(path: Path) -> Literal["safetensors", "torch"]:
             return "torch"
         pickle_scan.refuse_ancient(file.read(min(size, 2**16)))
     raise _format(f"the file starts with {head!r}")
-
-
-class _Frugal(io.FileIO):
-    """A file that refuses to be read in one large piece: zipfile reads a directory as large as the archive claims."""
-
-    def read(self, size: int | None = -1) -> bytes:
-        wanted = os.fstat(self.fileno()).st_size - self.tell() if size is None or size < 0 else size
-        if wanted > MAX_READ_BYTES:
-            raise Problem("archive_bomb", f"a directory of {wanted} bytes; at most {MAX_READ_BYTES} are read", pointer=POINTER)
-        return super().read(size)
 
 
 def _safetensors(file: io.FileIO, size: int) -> None:

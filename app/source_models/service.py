@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import suppress
 
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError
 
+from app import kept
 from app.blobs import Blobs, Staged, discard, full_disk_told
 from app.database import Database
 from app.errors import Problem, few
@@ -45,16 +45,9 @@ def store(
         )
         blobs.keep(staged, key)
     try:
-        with db.write() as session:
-            model.created_at = db.now(session)
-            session.add(model)
-    except Exception as error:
-        # A commit may have happened though its answer was lost: the database alone knows whether the blob is needed.
-        # If it does not answer, the blob stays until housekeeping finds that no row names it.
-        with suppress(SQLAlchemyError):
-            if not _is_stored(db, tenant_id, model_id):
-                discard(blobs, [key])
-        if isinstance(error, IntegrityError) and (known := _known(db, tenant_id, fingerprint)):
+        kept.commit(db, blobs, model, [key], lambda session: queries.by_id(session, tenant_id, model_id))
+    except IntegrityError:
+        if known := _known(db, tenant_id, fingerprint):
             return known, False
         raise
     return model, True
@@ -69,11 +62,6 @@ def fingerprint_of(sha256: str, description: SourceModelDescription) -> str:
 def _known(db: Database, tenant_id: str, fingerprint: str) -> SourceModel | None:
     with db.read() as session:
         return queries.by_fingerprint(session, tenant_id, fingerprint)
-
-
-def _is_stored(db: Database, tenant_id: str, model_id: str) -> bool:
-    with db.read() as session:
-        return queries.by_id(session, tenant_id, model_id) is not None
 
 
 def read(db: Database, tenant_id: str, model_id: str) -> SourceModel:

@@ -1,14 +1,16 @@
 """The Python client of ModalBridge. `modalbridge.errors` has the tree of what can go wrong."""
 
-from modalbridge.async_client import AsyncClient, AsyncJob, AsyncJobs, AsyncSourceModels
-from modalbridge.client import Client, Job, Jobs, SourceModels
+from modalbridge.async_client import AsyncClient, AsyncDatasets, AsyncJob, AsyncJobs, AsyncSourceModels
+from modalbridge.client import Client, Datasets, Job, Jobs, SourceModels
 from modalbridge.errors import (
     Conflict,
     ConnectionFailed,
+    DatasetInUse,
     DigestMismatch,
     IdempotencyConflict,
     Internal,
     Invalid,
+    InvalidArchive,
     InvalidReference,
     InvalidSourceModel,
     JobActive,
@@ -40,14 +42,14 @@ from modalbridge.requests import (
     StoredSourceModel,
     Target,
 )
-from modalbridge.results import Artifact, Event, Health, JobState, MetricPoint, Progress, SourceModel
+from modalbridge.results import Artifact, Dataset, Event, Health, JobState, MetricPoint, Progress, SourceModel
 from modalbridge.retries import Retries
 from modalbridge.wire import VERSION
 
 __version__ = VERSION
 __all__ = [
-    "Artifact", "AsyncClient", "AsyncJob", "AsyncJobs", "AsyncSourceModels", "Client", "Conflict", "ConnectionFailed", "Data",
-    "DigestMismatch", "Event", "Health", "IdempotencyConflict", "Images", "Input", "Internal", "Invalid", "InvalidReference",
+    "Artifact", "AsyncClient", "AsyncDatasets", "AsyncJob", "AsyncJobs", "AsyncSourceModels", "Client", "Conflict", "ConnectionFailed", "Data",
+    "Dataset", "DatasetInUse", "Datasets", "DigestMismatch", "Event", "Health", "IdempotencyConflict", "Images", "Input", "Internal", "Invalid", "InvalidArchive", "InvalidReference",
     "InvalidSourceModel", "Job", "JobActive", "JobCancelled", "JobEnded", "JobFailed", "JobFinished", "JobNotSucceeded",
     "JobRequest", "JobState", "Jobs", "MetricPoint", "ModalBridgeError", "NotFound", "NotReady", "NotRetryable", "Pairs", "ProblemError",
     "Progress", "Retries", "Scaling", "ServiceFault", "SourceModel", "SourceModelDescription", "SourceModelInUse", "SourceModels",

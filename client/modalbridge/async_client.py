@@ -16,7 +16,7 @@ import httpx
 
 from modalbridge import client, download, events, job_calls, service_calls, wire
 from modalbridge.requests import JobRequest, SourceModelDescription
-from modalbridge.results import Artifact, Event, Health, JobState, MetricPoint, SourceModel
+from modalbridge.results import Artifact, Dataset, Event, Health, JobState, MetricPoint, SourceModel
 from modalbridge.retries import Retries
 from modalbridge.steps import Answer, Emit, Open, Read, Run, Send, Sleep, Steps, Tell
 
@@ -44,6 +44,7 @@ class AsyncClient:
         self._performer = AsyncPerformer(http, timeout)
         self.jobs = AsyncJobs(self._performer, retries)
         self.source_models = AsyncSourceModels(self._performer, retries)
+        self.datasets = AsyncDatasets(self._performer, retries)
 
     async def __aenter__(self) -> Self:
         return self
@@ -182,10 +183,30 @@ class AsyncSourceModels:
         await self._run(service_calls.delete_source_model(self._retries, model))
 
 
+class AsyncDatasets:
+    """Datasets, for asyncio."""
+
+    def __init__(self, performer: AsyncPerformer, retries: Retries) -> None:
+        self._run, self._iterate, self._retries = performer.run, performer.iterate, retries
+
+    async def upload(self, path: str | Path, name: str | None = None) -> Dataset:
+        return await self._run(service_calls.upload_dataset(self._retries, path, name))
+
+    def list(self, *, page_size: int = 50) -> AsyncIterator[Dataset]:
+        return self._iterate(service_calls.list_datasets(self._retries, page_size))
+
+    async def get(self, dataset: str | Dataset) -> Dataset:
+        return await self._run(service_calls.get_dataset(self._retries, dataset))
+
+    async def delete(self, dataset: str | Dataset) -> None:
+        await self._run(service_calls.delete_dataset(self._retries, dataset))
+
+
 for _ours, _theirs in (
     (AsyncClient, client.Client),
     (AsyncJobs, client.Jobs),
     (AsyncJob, client.Job),
+    (AsyncDatasets, client.Datasets),
     (AsyncSourceModels, client.SourceModels),
 ):
     for _name, _method in vars(_ours).items():

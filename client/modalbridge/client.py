@@ -15,7 +15,7 @@ import httpx
 
 from modalbridge import download, events, job_calls, service_calls, wire
 from modalbridge.requests import JobRequest, SourceModelDescription
-from modalbridge.results import Artifact, Event, Health, JobState, MetricPoint, SourceModel
+from modalbridge.results import Artifact, Dataset, Event, Health, JobState, MetricPoint, SourceModel
 from modalbridge.retries import Retries
 from modalbridge.steps import Answer, Emit, Open, Read, Run, Send, Sleep, Steps, Tell
 
@@ -43,6 +43,7 @@ class Client:
         self._performer = Performer(http, timeout)
         self.jobs = Jobs(self._performer, retries)
         self.source_models = SourceModels(self._performer, retries)
+        self.datasets = Datasets(self._performer, retries)
 
     def __enter__(self) -> Self:
         return self
@@ -201,6 +202,30 @@ class SourceModels:
     def delete(self, model: str | SourceModel) -> None:
         """Raises NotFound, SourceModelInUse."""
         self._run(service_calls.delete_source_model(self._retries, model))
+
+
+class Datasets:
+    """A dataset is named by its id or by a Dataset."""
+
+    def __init__(self, performer: Performer, retries: Retries) -> None:
+        self._run, self._iterate, self._retries = performer.run, performer.iterate, retries
+
+    def upload(self, path: str | Path, name: str | None = None) -> Dataset:
+        """The stored archive (zip, tar, tar.gz): the same bytes are one. name: for people. Raises InvalidArchive, Invalid,
+        StorageFull."""
+        return self._run(service_calls.upload_dataset(self._retries, path, name))
+
+    def list(self, *, page_size: int = 50) -> Iterator[Dataset]:
+        """Newest first, asked for as they are needed."""
+        return self._iterate(service_calls.list_datasets(self._retries, page_size))
+
+    def get(self, dataset: str | Dataset) -> Dataset:
+        """Raises NotFound."""
+        return self._run(service_calls.get_dataset(self._retries, dataset))
+
+    def delete(self, dataset: str | Dataset) -> None:
+        """Raises NotFound, DatasetInUse."""
+        self._run(service_calls.delete_dataset(self._retries, dataset))
 
 
 class Performer:

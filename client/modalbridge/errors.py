@@ -11,10 +11,12 @@ ModalBridgeError
 └── ProblemError            the service refused: code, title, status, detail, pointer, remedy, request_id, document
     ├── Invalid             the request must be changed: 400, 413, 415, 416, 422
     │   ├── InvalidReference    a reference to data: reference_*, layout_mismatch, no_images, too_few_images, ...
+    │   ├── InvalidArchive      an archive of images: archive_format, archive_damaged, archive_unsafe
     │   └── InvalidSourceModel  the file of weights, or what is said of it: source_model_*, unsafe_pickle, ...
-    ├── NotFound            404: no such job, source model, artifact or address
+    ├── NotFound            404: no such job, source model, dataset, artifact or address
     ├── Conflict            409: the state of things does not allow it
-    │   ├── IdempotencyConflict, JobActive, JobFinished, JobNotSucceeded, NotRetryable, SourceModelInUse
+    │   ├── IdempotencyConflict, JobActive, JobFinished, JobNotSucceeded, NotRetryable, SourceModelInUse,
+    │   │   DatasetInUse
     └── ServiceFault        5xx: the request may be right, the service could not
         ├── NotReady, Unavailable, StorageFull, Internal
 
@@ -80,6 +82,10 @@ class InvalidReference(Invalid):
     """A reference to data leads nowhere, may not be read, or holds something else than it says."""
 
 
+class InvalidArchive(Invalid):
+    """The archive cannot be read, or holds an entry that is not taken."""
+
+
 class InvalidSourceModel(Invalid):
     """The file of weights, or what is said of it."""
 
@@ -114,6 +120,10 @@ class NotRetryable(Conflict):
 
 class SourceModelInUse(Conflict):
     """A job still names the source model."""
+
+
+class DatasetInUse(Conflict):
+    """A job still names the dataset."""
 
 
 class ServiceFault(ProblemError):
@@ -164,17 +174,20 @@ BY_CODE: dict[str, type[ProblemError]] = {
     "job_not_succeeded": JobNotSucceeded,
     "not_retryable": NotRetryable,
     "source_model_in_use": SourceModelInUse,
+    "dataset_in_use": DatasetInUse,
     "storage_full": StorageFull,
     "not_ready": NotReady,
     "database_unavailable": Unavailable,
     "internal": Internal,
     **dict.fromkeys(
         (
-            "reference_scheme", "reference_outside_roots", "reference_missing", "reference_unreadable", "layout_mismatch",
-            "no_images", "too_few_images", "pairs_unmatched", "unknown_class", "too_many_broken_images",
+            "reference_scheme", "reference_outside_roots", "reference_forbidden", "reference_changed", "reference_too_large",
+            "reference_missing", "reference_unreadable", "layout_mismatch", "no_images", "too_few_images", "pairs_unmatched",
+            "unknown_class", "too_many_broken_images",
         ),
         InvalidReference,
     ),
+    **dict.fromkeys(("archive_format", "archive_damaged", "archive_unsafe"), InvalidArchive),
     **dict.fromkeys(
         (
             "missing_file", "empty_file", "source_model_format", "source_model_truncated", "unsafe_pickle", "archive_bomb",

@@ -132,6 +132,25 @@ class SourceModel(Document):
 
 
 @dataclass(frozen=True)
+class Dataset(Document):
+    """An archive of images. size and sha256 are the archive's. uri: as a job names all of it; a path inside may follow."""
+
+    id: str
+    name: str | None
+    sha256: str
+    size: int
+    format: str
+    images: int
+    unpacked_bytes: int
+    created_at: datetime
+    raw: Mapping[str, Any] = raw()
+
+    @property
+    def uri(self) -> str:
+        return f"dataset://{self.id}"
+
+
+@dataclass(frozen=True)
 class Health(Document):
     """ready: jobs are accepted and run. checks: each part, "ok" or what is wrong with it. server_time: by the answer's Date,
     to the second."""

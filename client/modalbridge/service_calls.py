@@ -1,4 +1,4 @@
-"""The calls about source models and about the service itself, as flows of steps."""
+"""The calls about source models, about datasets, and about the service itself, as flows of steps."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from urllib.parse import quote
 from modalbridge.errors import NotReady, UnexpectedAnswer
 from modalbridge.job_calls import each
 from modalbridge.requests import SourceModelDescription, as_document
-from modalbridge.results import Health, SourceModel
+from modalbridge.results import Dataset, Health, SourceModel
 from modalbridge.retries import Retries, answered, refusal
 from modalbridge.steps import Answer, Request, Send, Steps, Upload
 
 SOURCE_MODELS = "/source-models"
+DATASETS = "/datasets"
 
 
 def _address(model: str | SourceModel) -> str:
@@ -41,6 +42,31 @@ def get_source_model(retries: Retries, model: str | SourceModel) -> Steps[Source
 
 def delete_source_model(retries: Retries, model: str | SourceModel) -> Steps[None]:
     yield from answered(Request("DELETE", _address(model)), retries)
+
+
+def _dataset(dataset: str | Dataset) -> str:
+    return f"{DATASETS}/{quote(dataset if isinstance(dataset, str) else dataset.id, safe='')}"
+
+
+def upload_dataset(retries: Retries, path: str | Path, name: str | None) -> Steps[Dataset]:
+    # The same bytes are one dataset. It is read to its end before the answer.
+    parts = Upload("description", "dataset", Path(path))
+    described = {} if name is None else {"name": name}
+    answer = yield from answered(Request("POST", DATASETS, json=described, upload=parts, held_s=600, repeatable=True), retries)
+    return Dataset.read(answer.document())
+
+
+def list_datasets(retries: Retries, page_size: int) -> Steps[None]:
+    yield from each(DATASETS, Dataset.read, retries, {}, page_size)
+
+
+def get_dataset(retries: Retries, dataset: str | Dataset) -> Steps[Dataset]:
+    answer = yield from answered(Request("GET", _dataset(dataset), repeatable=True), retries)
+    return Dataset.read(answer.document())
+
+
+def delete_dataset(retries: Retries, dataset: str | Dataset) -> Steps[None]:
+    yield from answered(Request("DELETE", _dataset(dataset)), retries)
 
 
 def alive() -> Steps[None]:

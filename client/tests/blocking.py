@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from typing import Any
 
-from modalbridge import AsyncClient, AsyncJob, AsyncJobs, AsyncSourceModels
+from modalbridge import AsyncClient, AsyncDatasets, AsyncJob, AsyncJobs, AsyncSourceModels
 
-OURS = (AsyncClient, AsyncJob, AsyncJobs, AsyncSourceModels)
+OURS = (AsyncClient, AsyncDatasets, AsyncJob, AsyncJobs, AsyncSourceModels)
 
 
 class Blocking:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from app.datasets.table import Dataset
 from app.errors import Problem
 from app.jobs import lifecycle
 from app.jobs.table import Job
@@ -57,7 +58,7 @@ def service(served: Service) -> Iterator[Service]:
     """Empty at each test's beginning."""
     yield served
     with served.db.write() as session:
-        for table in (Job, SourceModel):  # the rest is deleted along with its job
+        for table in (Job, SourceModel, Dataset):  # the rest is deleted along with its job
             session.execute(sa.delete(table))
 
 

@@ -24,6 +24,7 @@ from conftest import CLIENT, Jobs
 from faults import Proxy, damaged, instead, renamed
 from modalbridge.cli.app import app
 from modalbridge.cli.exits import Exit
+from tests.archives import made, of_folder
 from tests.conftest import Service
 
 PROGRESS = {"phase": "bridging", "step": 120, "of": 600, "fraction": 0.5, "eta_s": 412.0, "losses": {"L_rec": 0.031}}
@@ -335,6 +336,23 @@ def test_models_are_uploaded_listed_and_removed(
     assert json.loads(run(service.url, "models", "ls", "--json").stdout)[0]["id"] == model_id
     assert run(service.url, "models", "rm", model_id).exit_code == 0
     assert run(service.url, "models", "rm", model_id).exit_code == Exit.REFUSED
+
+
+def test_datasets_are_uploaded_listed_and_removed(
+    service: Service, job_file: Path, weights: Path, data: Path, tmp_path: Path
+) -> None:
+    archive = tmp_path / "hall.tar.gz"
+    archive.write_bytes(of_folder("tar.gz", data))
+    dataset_id = run(service.url, "datasets", "upload", archive, "--name", "hall 3").stdout.strip()
+    assert run(service.url, "datasets", "upload", archive).stdout.strip() == dataset_id
+    assert run(service.url, "datasets", "ls").stdout.split("\t")[:4] == [dataset_id, "hall 3", "tar.gz", "36"]
+    assert json.loads(run(service.url, "datasets", "ls", "--json").stdout)[0]["id"] == dataset_id
+    assert run(service.url, "datasets", "rm", dataset_id).exit_code == 0
+    assert run(service.url, "datasets", "rm", dataset_id).exit_code == Exit.REFUSED
+    archive.write_bytes(made("tar", {"../x.png": b"x"}))
+    refused = run(service.url, "datasets", "upload", archive)
+    assert refused.exit_code == Exit.REFUSED and "../x.png" in refused.stderr
+    assert run(service.url, "datasets", "upload", tmp_path / "nothing.zip").exit_code == Exit.USAGE
 
 
 def test_doctor_names_each_part_and_what_to_do(service: Service) -> None:

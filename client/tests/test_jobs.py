@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable
@@ -17,9 +18,11 @@ from modalbridge import (
     Client,
     ConnectionFailed,
     Data,
+    DatasetInUse,
     IdempotencyConflict,
     Input,
     Invalid,
+    InvalidArchive,
     InvalidReference,
     JobActive,
     JobCancelled,
@@ -33,6 +36,7 @@ from modalbridge import (
     Target,
     Timeout,
 )
+from tests.archives import of_folder
 
 PROGRESS = {"phase": "bridging", "step": 120, "of": 600, "fraction": 0.11, "eta_s": 60.0, "losses": {"L_rec": 0.1}}
 
@@ -261,6 +265,30 @@ def test_source_models_are_listed_read_and_deleted(client: Client, jobs: Jobs, w
     with pytest.raises(Exception, match="still needs") as caught:
         client.source_models.delete(used)
     assert type(caught.value).__name__ == "SourceModelInUse"
+
+
+def test_datasets_are_stored_named_by_jobs_and_deleted(
+    client: Client, request_body: dict[str, Any], weights: Path, data: Path, tmp_path: Path
+) -> None:
+    archive = tmp_path / "hall.zip"
+    archive.write_bytes(of_folder("zip", data))
+    dataset = client.datasets.upload(archive, "hall 3")
+    assert (dataset.name, dataset.format, dataset.uri) == ("hall 3", "zip", f"dataset://{dataset.id}")
+    assert client.datasets.upload(str(archive)).id == dataset.id
+    assert client.datasets.get(dataset).sha256 == hashlib.sha256(archive.read_bytes()).hexdigest()
+    assert [one.id for one in client.datasets.list(page_size=1)] == [dataset.id]
+    request_body["data"]["target"] = {"uri": f"{dataset.uri}/target"}
+    job = client.jobs.submit(request_body, weights)
+    with pytest.raises(DatasetInUse, match="still needs"):
+        client.datasets.delete(dataset)
+    job.cancel()
+    job.delete()
+    client.datasets.delete(dataset.id)
+    with pytest.raises(NotFound):
+        client.datasets.get(dataset)
+    archive.write_bytes(b"not an archive")
+    with pytest.raises(InvalidArchive):
+        client.datasets.upload(archive)
 
 
 def test_a_service_without_a_worker_is_alive_and_not_ready(client: Client) -> None:

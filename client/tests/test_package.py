@@ -30,6 +30,7 @@ PAIRS = [
     (modalbridge.Jobs, modalbridge.AsyncJobs),
     (modalbridge.Job, modalbridge.AsyncJob),
     (modalbridge.SourceModels, modalbridge.AsyncSourceModels),
+    (modalbridge.Datasets, modalbridge.AsyncDatasets),
 ]
 
 

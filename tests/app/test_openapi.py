@@ -30,7 +30,8 @@ def test_the_contract_is_all_there(document: dict[str, Any]) -> None:
         "post /jobs", "get /jobs", "get /jobs/{job_id}", "post /jobs/{job_id}/cancel", "delete /jobs/{job_id}",
         "get /jobs/{job_id}/events", "get /jobs/{job_id}/metrics", "get /jobs/{job_id}/artifacts",
         "get /jobs/{job_id}/artifacts/{name}", "get /jobs/{job_id}/model", "post /source-models", "get /source-models",
-        "get /source-models/{model_id}", "delete /source-models/{model_id}", "get /healthz", "get /readyz",
+        "get /source-models/{model_id}", "delete /source-models/{model_id}", "post /datasets", "get /datasets",
+        "get /datasets/{dataset_id}", "delete /datasets/{dataset_id}", "get /healthz", "get /readyz",
         "get /metrics",
     }  # fmt: skip
 

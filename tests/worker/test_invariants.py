@@ -16,10 +16,11 @@ from app.artifacts.table import Artifact
 from app.blobs import LocalBlobs
 from app.broker import make_celery
 from app.database import EMBEDDED_TENANT, Database, Tenant
+from app.datasets.table import Dataset
 from app.ids import new_id
 from app.jobs import events, lifecycle
 from app.jobs.states import Status
-from app.jobs.table import Job, JobEvent, JobLabel, Worker
+from app.jobs.table import Job, JobDataset, JobEvent, JobLabel, Worker
 from app.settings import Settings
 from app.source_models.table import SourceModel
 from worker import housekeeping, invariants
@@ -155,12 +156,15 @@ def queued_beside_idle_worker(session, jobs, now):
         yield sa.insert(Worker).values(id=f"worker_{name}", **row)
 
 
-@breaks(3)
+@breaks(4)
 def row_of_another_tenant(session, jobs, now):
     yield sa.insert(Tenant).values(id="tenant_b", created_at=now)
     values = {"sha256": "", "fingerprint": "", "size": 1, "format": "torch", "description": {}, "blob_key": "b"}
     yield sa.insert(SourceModel).values(id="model_b", tenant_id="tenant_b", created_at=now, **values)
     yield job(jobs["queued"], source_model_id="model_b")
+    of_b = {"sha256": "", "size": 1, "format": "zip", "images": 8, "unpacked_bytes": 1, "blob_key": "d", "listing_key": "l"}
+    yield sa.insert(Dataset).values(id="dataset_b", tenant_id="tenant_b", listing_size=1, created_at=now, **of_b)
+    yield sa.insert(JobDataset).values(job_id=jobs["failed"], dataset_id="dataset_b")
     yield sa.update(Artifact).values(tenant_id="tenant_b")
     yield sa.update(JobLabel).where(JobLabel.job_id == jobs["running"]).values(tenant_id="tenant_b")
 

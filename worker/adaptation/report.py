@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from app.layouts import SETS
+from app.spec import AdaptationSpec
 from worker.adaptation.job import Job
 from worker.adaptation.verdict import judge
 
@@ -56,6 +58,7 @@ def build(job: Job, found: dict[str, Any], versions: dict[str, str]) -> dict[str
         "further_source_models": [one.model_dump(mode="json", exclude={"uri"}) for one in job.spec.further_source_models],
         "settings": job.spec.settings.model_dump(mode="json"),
         "data": [event.model_dump(mode="json", exclude={"type"}) for event in job.journal.data_read.values()],
+        "references": _references(job.spec),
         "stages": stages,
         "evaluation": found,
         "warnings": [event.model_dump(mode="json", exclude={"type"}) for event in job.journal.warnings],
@@ -67,6 +70,13 @@ def build(job: Job, found: dict[str, Any], versions: dict[str, str]) -> dict[str
         },
         "versions": versions,
     }
+
+
+def _references(spec: AdaptationSpec) -> list[dict[str, str | None]]:
+    """What each set was read from. version: of what was fetched, by its content; None: it lay on the disk."""
+    named = {name: reference.uri for name in SETS if (reference := getattr(spec.data, name)) is not None}
+    versions = {uri: fetched.version for uri, fetched in spec.fetched.items()}
+    return [{"set": name, "uri": uri, "version": versions.get(uri)} for name, uri in named.items()]
 
 
 def _stage(job: Job, phase: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import torchvision
 
 from app import layouts
 from app.errors import Problem
+from app.references import Disk
 from app.spec import WITHOUT_PAIRS, AdaptationSpec
 from worker.adaptation import artifacts, assessment, checkpoint, data, device, parallel, report, source_model
 from worker.adaptation.device import Precision
@@ -48,7 +49,7 @@ def run(
     first evaluates and publishes; for the others: None. Raises Problem."""
     where = device.choose(spec.device)
     parallel.start(where)
-    placed = _anchored(spec, anchor) if roots is None else spec
+    placed = _placed(spec, anchor if roots is None else None)
     weights = _weights(placed)
     identity = {"spec": _outcome_of(spec), "source_model": " ".join(artifacts.sha256(path) for path in weights)}
     if (finished := artifacts.published(folder)) is not None:
@@ -119,7 +120,7 @@ def _weights(spec: AdaptationSpec) -> list[Path]:
     found = []
     for place, model in enumerate((spec.source_model, *spec.further_source_models)):
         pointer = f"/further_source_models/{place - 1}/uri" if place else "/source_model/uri"
-        path = layouts.local_path(model.uri, None, pointer)
+        path = Disk(None).find(model.uri, pointer)
         if not path.is_file():
             raise Problem("reference_missing", f"{model.uri!r} is not a file", pointer=pointer)
         found.append(path)
@@ -183,11 +184,14 @@ def _shareable(spec: AdaptationSpec, target: Images, pairs: Pairs | None) -> Non
         raise Problem("invalid_request", f"batches of {least} images are too small for {several} processes", pointer="/settings")
 
 
-def _anchored(spec: AdaptationSpec, anchor: Path) -> AdaptationSpec:
-    """Relative references, as absolute paths."""
+def _placed(spec: AdaptationSpec, anchor: Path | None) -> AdaptationSpec:
+    """References to what was fetched, as the paths where it lies; and relative ones, as absolute paths below the anchor, if
+    there is one."""
 
     def place(reference):
-        if reference is None or urlsplit(reference.uri).scheme or Path(reference.uri).is_absolute():
+        if reference is not None and (fetched := spec.fetched.get(reference.uri)) is not None:
+            return reference.model_copy(update={"uri": fetched.path})
+        if reference is None or anchor is None or urlsplit(reference.uri).scheme or Path(reference.uri).is_absolute():
             return reference
         return reference.model_copy(update={"uri": str(anchor / reference.uri)})
 
@@ -203,13 +207,14 @@ def _anchored(spec: AdaptationSpec, anchor: Path) -> AdaptationSpec:
 
 
 def _outcome_of(spec: AdaptationSpec) -> dict[str, Any]:
-    """All that the outcome depends on: not the name, the labels, the priority, or where the source model's file lies."""
+    """All that the outcome depends on: not the name, the labels, the priority, or where files lie; what was fetched, its images tell."""
     left_out = {
         "name": True,
         "labels": True,
         "priority": True,
         "source_model": {"uri"},
         "further_source_models": {"__all__": {"uri"}},
+        "fetched": True,
     }
     return spec.model_dump(mode="json", exclude=left_out)
 
