@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from app.spec import Format
 from worker.adaptation.job import Job
 from worker.adaptation.verdict import judge
 
@@ -23,8 +24,8 @@ VERDICTS = {"deploy": "Deploy", "look_closer": "Look closer", "do_not_deploy": "
 WIDTH, HEIGHT, MARGIN = 320, 150, 36
 
 
-def build(job: Job, found: dict[str, Any], versions: dict[str, str]) -> dict[str, Any]:
-    """The report as a JSON document. found: of `assessment.assess`. Its `summary` is what GET /jobs/{id} shows."""
+def build(job: Job, found: dict[str, Any], outputs: dict[Format, dict[str, Any]], versions: dict[str, str]) -> dict[str, Any]:
+    """The report as a JSON document. found: of `assessment.assess`; outputs: of `export.make`. Its `summary` is what GET /jobs/{id} shows."""
     churn = job.series.get("transferring/churn", [])
     verdict, reasons = judge(found, churn, job.spec.method, len(job.spec.source_model.classes))
     labelled = found["labelled"]
@@ -46,6 +47,7 @@ def build(job: Job, found: dict[str, Any], versions: dict[str, str]) -> dict[str
             "accuracy": accuracy,
             "evidence": evidence,
             "pairs": found["pairs"],
+            "outputs": outputs,
         },
         "verdict": verdict,
         "reasons": reasons,
@@ -58,6 +60,7 @@ def build(job: Job, found: dict[str, Any], versions: dict[str, str]) -> dict[str
         "data": [event.model_dump(mode="json", exclude={"type"}) for event in job.journal.data_read.values()],
         "stages": stages,
         "evaluation": found,
+        "outputs": outputs,
         "warnings": [event.model_dump(mode="json", exclude={"type"}) for event in job.journal.warnings],
         "device": {
             "kind": job.device.type,
