@@ -121,7 +121,8 @@ def _one(output: Format, expected: Tensor, scratch: Path, aside: Path) -> dict[s
 def _run(output: Format, scratch: Path) -> str | None:
     """Why the output could not be made, or None. Raises Problem disk_full: then nothing else could be published either."""
     command = [sys.executable, *(["-I"] if sys.flags.isolated else []), "-m", "worker.adaptation.exporter", output, str(scratch)]
-    environment = os.environ | ALONE | {"HOME": str(scratch), "TMPDIR": str(scratch)}
+    places = dict.fromkeys(("HOME", "TMPDIR", "TORCHINDUCTOR_CACHE_DIR"), str(scratch))
+    environment = os.environ | ALONE | places
     with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as process:  # noqa: S603 - nothing of a client's
         try:
             code = process.wait(LIMIT_S)
