@@ -43,6 +43,8 @@ class Settings(BaseSettings):
     stream_limit_s: float = Field(900, gt=0)
     """A Server-Sent Events stream is closed after this long; the client goes on with Last-Event-ID."""
 
+    queue_label: str = Field("", pattern=r"^[A-Za-z0-9_.-]{0,63}$")
+    """A label, such as team: queued jobs with different values of it take turns. Default: each tenant's jobs are one queue."""
     lease_s: float = Field(30, gt=0)
     """A worker that has not renewed for this long has lost its job. Renewed every third of it."""
     max_lost_attempts: int = Field(3, ge=1)

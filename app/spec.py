@@ -205,6 +205,9 @@ class Adaptation(Strict):
     labels: dict[
         Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,63}$")], Annotated[str, StringConstraints(max_length=255)]
     ] = Field(default_factory=dict, max_length=32)
+    priority: int = Field(0, ge=-100, le=100)
+    """Of the queued jobs of one tenant, or of one value of the label that the service's `queue_label` names, those of higher priority
+    are taken first. Between tenants, or between such values, it decides nothing: they take turns."""
     data: DataSpec
     method: Method = "tgmb_tgkt"
     settings: Settings = Settings()

@@ -1,5 +1,5 @@
 """Steps of the engine's second stage, timed from outside: its own methods on a job of made images; and the bare compute of their
-networks. On the CPU."""
+networks. On the CPU or a GPU, which is waited for at the end of every step that is timed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ from worker.adaptation.run import METHODS
 from worker.adaptation.source_model import Classifier
 from worker.adaptation.translator import Translator, build, replicate
 
-CPU = torch.device("cpu")
 CLASSES = 10
 
 
@@ -42,6 +41,7 @@ class Prepared:
     architecture: str
     size: int
     batch_size: int
+    device: torch.device
     source: Classifier
     contiguous: Classifier
     T: Translator
@@ -50,10 +50,12 @@ class Prepared:
     decoding_s: dict[str, float]
 
     def spec(self, method: str, precision: Precision) -> AdaptationSpec:
-        return spec(self.files, self.architecture, self.size, self.batch_size, method, precision)
+        return spec(self.files, self.architecture, self.size, self.batch_size, self.device, method, precision)
 
 
-def spec(files: Path, architecture: str, size: int, batch_size: int, method: str, precision: Precision) -> AdaptationSpec:
+def spec(
+    files: Path, architecture: str, size: int, batch_size: int, device: torch.device, method: str, precision: Precision
+) -> AdaptationSpec:
     """The method with its default settings, but for one epoch, on camera_images' images in `files`."""
     scaling = {"kind": "millimetres", "high": 2 * FAR}
     document = {
@@ -69,14 +71,14 @@ def spec(files: Path, architecture: str, size: int, batch_size: int, method: str
         },
         "method": method,
         "settings": {"precision": precision, "transfer": {"epochs": 1, "batch_size": batch_size}},
-        "device": "cpu",
+        "device": device.type,
     }
     return AdaptationSpec.model_validate_json(json.dumps(document))
 
 
-def prepare(files: Path, folder: Path, architecture: str, size: int, batch_size: int) -> Prepared:
+def prepare(files: Path, folder: Path, architecture: str, size: int, batch_size: int, device: torch.device) -> Prepared:
     """Decodes into `folder`, as a job does when it starts."""
-    one = spec(files.resolve(), architecture, size, batch_size, "tgmb_tgkt", "fp32")
+    one = spec(files.resolve(), architecture, size, batch_size, device, "tgmb_tgkt", "fp32")
     input = one.source_model.input
     began = time.perf_counter()
     target = read_target(one.data, input, folder / "cache", emit=lambda _: None)
@@ -86,10 +88,12 @@ def prepare(files: Path, folder: Path, architecture: str, size: int, batch_size:
     torch.manual_seed(0)
     contiguous = source_model.build(architecture, CLASSES, input)
     _settle(contiguous, pairs.source, size)
-    contiguous.eval().requires_grad_(False)
+    contiguous.eval().requires_grad_(False).to(device)
     source = copy.deepcopy(contiguous).to(memory_format=torch.channels_last)
-    T = build(one.settings.bridging.translator, target.array.shape[1]).eval().requires_grad_(False)
-    return Prepared(files.resolve(), folder, architecture, size, batch_size, source, contiguous, T, target, pairs, decoding_s)
+    T = build(one.settings.bridging.translator, target.array.shape[1]).eval().requires_grad_(False).to(device)
+    return Prepared(
+        files.resolve(), folder, architecture, size, batch_size, device, source, contiguous, T, target, pairs, decoding_s
+    )
 
 
 @torch.no_grad()
@@ -104,6 +108,11 @@ def _settle(classifier: Classifier, images: Images, size: int) -> None:
         layer.momentum = 0.1
 
 
+def wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 @dataclass
 class ClockedJob(Job):
     """ends: when each step of a stage was over, as the stage itself tells its job."""
@@ -114,6 +123,7 @@ class ClockedJob(Job):
         self, phase: Phase, step: int, of: int, rate: float | None, losses: dict[str, float], images_per_s: float | None = None
     ) -> None:
         super().progress(phase, step, of, rate, losses, images_per_s)
+        wait_for(self.device)
         self.ends.append(time.perf_counter())
 
 
@@ -129,7 +139,18 @@ def engine_steps(prepared: Prepared, method: str, precision: Precision, steps: i
         with closing(Journal(silent, prepared.folder)) as journal:
             work = module.work(one, len(target), len(prepared.pairs))
             job = ClockedJob(
-                one, prepared.folder, journal, CPU, precision, prepared.source, target, prepared.pairs, {}, 1e9, work, finished
+                one,
+                prepared.folder,
+                journal,
+                prepared.device,
+                precision,
+                prepared.source,
+                target,
+                prepared.pairs,
+                {},
+                1e9,
+                work,
+                finished,
             )
             module.adapt(job)
     finally:
@@ -142,9 +163,9 @@ def engine_steps(prepared: Prepared, method: str, precision: Precision, steps: i
 def engine_labels(prepared: Prepared, precision: Precision, images: int) -> float:
     """Seconds an image of the pass for pseudo-labels, by the engine's own parts."""
     began = time.perf_counter()
-    with autocast(CPU, precision):
+    with autocast(prepared.device, precision):
         features, logits = evaluation.predict(
-            lambda x: prepared.source(replicate(x)), prepared.target, prepared.size, CPU, np.arange(images)
+            lambda x: prepared.source(replicate(x)), prepared.target, prepared.size, prepared.device, np.arange(images)
         )
     pseudo_labels.assign(features, logits.softmax(1))
     return (time.perf_counter() - began) / images
@@ -154,9 +175,9 @@ def bare_steps(prepared: Prepared, precision: Precision, steps: int) -> list[flo
     """Seconds of `steps` steps, after one that warms up, of what tgmb_tgkt's default step asks of its networks."""
     s = prepared.spec("tgmb_tgkt", precision).settings.transfer
     n, size = prepared.batch_size, prepared.size
-    rgb, ti, replicated = (to_device(torch.rand(n, 3, size, size), CPU) for _ in range(3))
-    tr = to_device(torch.rand(n, prepared.target.array.shape[1], size, size), CPU)
-    together = to_device(torch.cat([replicated, ti]), CPU)
+    rgb, ti, replicated = (to_device(torch.rand(n, 3, size, size), prepared.device) for _ in range(3))
+    tr = to_device(torch.rand(n, prepared.target.array.shape[1], size, size), prepared.device)
+    together = torch.cat([replicated, ti])
     student = copy.deepcopy(prepared.source)
     student.f.requires_grad_(True)
     optimiser = transfer.optimiser_of(student, s)
@@ -166,7 +187,7 @@ def bare_steps(prepared: Prepared, precision: Precision, steps: int) -> list[flo
     seconds = []
     for _ in range(steps + 1):
         began = time.perf_counter()
-        with autocast(CPU, precision):
+        with autocast(prepared.device, precision):
             if s.batch_norm == "frozen":  # one pass, as the engine has it
                 features, logits = student(together)
                 features, logits = features[n:], logits[:n]
@@ -178,5 +199,6 @@ def bare_steps(prepared: Prepared, precision: Precision, steps: int) -> list[flo
         optimiser.zero_grad()
         (features.float().mean() + logits.float().square().mean()).backward()
         optimiser.step()
+        wait_for(prepared.device)
         seconds.append(time.perf_counter() - began)
     return seconds[1:]

@@ -96,19 +96,21 @@ class PairFiles(Dataset):
 def loader(files: Dataset, batch_size: int, workers: int) -> DataLoader:
     """Endless, so that a stretch of steps that is timed leaves the workers' queues as full as it found them."""
     sampler = RandomSampler(files, replacement=True, num_samples=ENDLESS)
-    return DataLoader(files, batch_size, sampler=sampler, num_workers=workers)
+    return DataLoader(files, batch_size, sampler=sampler, num_workers=workers, pin_memory=torch.cuda.is_available())
 
 
 def steps(source: Classifier, target: DataLoader, pairs: DataLoader, w: LossWeights, s: TransferSettings) -> Iterator[None]:
-    """Goes on after each step. source: frozen, in eval mode; on the CPU."""
+    """Goes on after each step, when its losses have been read. source: frozen, in eval mode; the loop runs where it lies."""
+    device = next(source.parameters()).device
     student = copy.deepcopy(source)
     student.f.requires_grad_(True)
     sgd = SGD(student.f.parameters(), s.lr, s.momentum, weight_decay=s.weight_decay, nesterov=True)
-    labels = torch.zeros(len(target.dataset), dtype=torch.int64)
+    labels = torch.zeros(len(target.dataset), dtype=torch.int64, device=device)
     layers = [layer for layer in student.modules() if isinstance(layer, nn.BatchNorm2d)]
     running = [(layer.running_mean.clone(), layer.running_var.clone()) for layer in layers]
     student.train()
     for (x, index), (rgb, depth) in zip(target, pairs, strict=True):
+        x, index, rgb, depth = (tensor.to(device, non_blocking=True) for tensor in (x, index, rgb, depth))
         with _statistics(layers) as seen:
             logits = student.h(student.f(x))
         f_t = student.f(depth)
@@ -147,9 +149,10 @@ def _statistics(layers: Sequence[nn.Module]) -> Iterator[list[tuple[Tensor, Tens
 def label(source: Classifier, files: Dataset, batch_size: int, workers: int) -> Tensor:
     """The pseudo-labels of an epoch, int64 [N]: files read in order, features and predictions joined, SOCKET's one round."""
     source.eval()
+    device = next(source.parameters()).device
     features, logits = [], []
     for x, _ in DataLoader(files, batch_size, num_workers=workers):
-        f = source.f(x)
+        f = source.f(x.to(device, non_blocking=True))
         features.append(f.float().cpu())
         logits.append(source.h(f).float().cpu())
     return pseudo_labels.assign(torch.cat(features), torch.cat(logits).softmax(1), rounds=1)

@@ -104,7 +104,9 @@ def head_on_backbone(dataset: Dataset, images: Images, labels: Tensor, seed: int
 def scratch(dataset: Dataset, images: Images, labels: Tensor, seed: int) -> dict[str, Tensor]:
     """The state_dict of the demo's ResNet-18, trained by its recipe."""
     how = from_scratch.Training(epochs=dataset.source_epochs, label_smoothing=SMOOTHING)
-    network = from_scratch.train(torch.from_numpy(np.array(images.array)), labels, len(dataset.classes), seed, how)
+    network = from_scratch.train(
+        torch.from_numpy(np.array(images.array)), labels, len(dataset.classes), seed, how, device=device.choose("auto")
+    )
     return {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
 
 

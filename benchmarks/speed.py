@@ -5,7 +5,7 @@ compute of its networks. All in one run, in turns, since a machine's speed chang
 
     engine             worker.adaptation's own methods, from their cache of decoded images: tgmb_tgkt with its default settings (its
                        second stage; T is there), and socket with SOCKET's
-    socket_loop        benchmarks.socket_loop, from files, fp32; with 0 and with 2 worker processes a loader, the faster counts
+    socket_loop        benchmarks.socket_loop, from files, fp32; with 0 and with 2 worker processes a loader (--loader-workers), the fastest counts
     bare               what tgmb_tgkt's step asks of its networks, on tensors that are there: the student forward and backward on the
                        target and TI images, f_s on TI RGB, T and the source model on the target images; the optimiser's step
 
@@ -40,9 +40,9 @@ import torch
 from benchmarks import camera_images, socket_loop
 from benchmarks.engine_steps import Prepared, bare_steps, engine_labels, engine_steps, prepare
 from benchmarks.environment import cores, environment
+from worker.adaptation import device
 from worker.adaptation.device import Precision, measure_precision
 
-WORKERS = (0, 2)
 Turn = Callable[[], list[float]]
 """Seconds of some steps."""
 
@@ -87,14 +87,14 @@ def in_turns(contestants: dict[str, Turn], rounds: int) -> dict[str, list[float]
 
 def measure(files: Path, architecture: str, size: int, given: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=given.work, prefix="engine-") as folder:
-        prepared = prepare(files, Path(folder), architecture, size, given.batch_size)
-        precision, gain = measure_precision(prepared.source, torch.device("cpu"), size, given.batch_size)
+        prepared = prepare(files, Path(folder), architecture, size, given.batch_size, given.device)
+        precision, gain = measure_precision(prepared.source, given.device, size, given.batch_size)
         steps, images = given.steps, min(given.images, len(prepared.target))
         contestants: dict[str, Turn] = {
-            f"socket_loop, {n} workers": lambda n=n: socket_steps(prepared, files, steps, n) for n in WORKERS
+            f"socket_loop, {n} workers": lambda n=n: socket_steps(prepared, files, steps, n) for n in given.loader_workers
         }
         labels: dict[str, Turn] = {
-            f"socket_loop, {n} workers": lambda n=n: [socket_labels(prepared, files, images, n)] for n in WORKERS
+            f"socket_loop, {n} workers": lambda n=n: [socket_labels(prepared, files, images, n)] for n in given.loader_workers
         }
         contestants["socket, fp32"] = lambda: engine_steps(prepared, "socket", "fp32", steps)
         precisions: list[Precision] = ["fp32", *([precision] if precision != "fp32" else [])]
@@ -165,7 +165,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=256, help="target images, and as many pairs, of 640 x 480")
     parser.add_argument("--steps", type=int, default=4, help="that are timed in a turn")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="a GPU is waited for after every step")
+    parser.add_argument(
+        "--loader-workers", type=int, nargs="+", default=[0, 2], help="of SOCKET's loop; each is tried, the fastest counts"
+    )
     given = parser.parse_args(arguments)
+    given.device = device.choose(given.device)
     if given.images < (needed := given.batch_size * (given.steps + 2)):
         parser.error(f"--images must be {needed} at least: an epoch of the steps of a turn, and two more")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", cores())))

@@ -85,8 +85,8 @@ def markdown(lines: Iterable[Line]) -> str:
             rows[BEST] = rows[best]
     for data, rows in found.items():
         parts += [f"### {data}", _caption(rows), _table(rows)]
-    if len(found) > 1:
-        parts += ["### Average over the data sets", _average(found)]
+    if len(found) > 1 and (average := _average(found)):
+        parts += ["### Average over the data sets", average]
     if compared := _compared(found):
         parts += [f"### Points of held-out accuracy by which {DEFAULT} is better, by seed", compared]
     if failed:
@@ -145,7 +145,8 @@ def _peak(line: Line) -> float | None:
 
 
 def _average(found: dict[str, Rows]) -> str:
-    """Of the methods that have figures on every set: for each seed the mean over the sets, then mean and deviation."""
+    """Of the methods that have figures on every set: for each seed the mean over the sets, then mean and deviation. Empty where
+    no seed was run on every set."""
     body = []
     for name in _ordered(set.intersection(*(set(rows) for rows in found.values()))):
         seeds = sorted(set.intersection(*(set(rows[name]) for rows in found.values())))
@@ -156,7 +157,7 @@ def _average(found: dict[str, Rows]) -> str:
             for measure in ("accuracy", "balanced_accuracy")
         ]
         body.append([name, *shares, str(len(seeds))])
-    return _grid(["method", "held out", "balanced", "seeds"], body)
+    return _grid(["method", "held out", "balanced", "seeds"], body) if body else ""
 
 
 def _compared(found: dict[str, Rows]) -> str:

@@ -1,4 +1,4 @@
-"""The source classifier: a torchvision ResNet-18 trained from scratch on labelled colour, on the CPU.
+"""The source classifier: a torchvision ResNet-18 trained from scratch on labelled colour.
 
 Its description is what a job's request says of it; its file holds the state_dict alone.
 """
@@ -90,12 +90,13 @@ def train(
     seed: int,
     how: Training = Training(),
     advance: Callable[[], object] = lambda: None,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
 ) -> nn.Module:
     """images uint8 [n, 3, RESIZED, RESIZED]. AdamW with one cycle of the learning rate; advance is called after each step.
-    The same seed gives the same weights on the same machine."""
+    The same seed gives the same weights on the same machine's CPU. Returns it on the CPU."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = network(classes).train().to(memory_format=torch.channels_last)
+        model = network(classes).train().to(device, memory_format=torch.channels_last)
     rng = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(model.parameters(), lr=how.lr, weight_decay=how.weight_decay)
     steps = how.epochs * (len(images) // how.batch_size)
@@ -103,11 +104,11 @@ def train(
     for _ in range(how.epochs):
         order = torch.randperm(len(images), generator=rng)
         for batch in order[: len(order) // how.batch_size * how.batch_size].split(how.batch_size):
-            seen = normalise(augment(images[batch], rng)).to(memory_format=torch.channels_last)
-            loss = F.cross_entropy(model(seen), labels[batch], label_smoothing=how.label_smoothing)
+            seen = normalise(augment(images[batch], rng)).to(device, memory_format=torch.channels_last)
+            loss = F.cross_entropy(model(seen), labels[batch].to(device), label_smoothing=how.label_smoothing)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             schedule.step()
             advance()
-    return model.eval()
+    return model.cpu().eval()

@@ -2,6 +2,7 @@
 
 import sqlalchemy as sa
 from alembic import context
+from sqlalchemy.exc import OperationalError
 
 from app.artifacts import table as _artifacts  # noqa: F401 - registers its tables
 from app.database import Base, Database
@@ -11,6 +12,9 @@ from app.source_models import table as _source_models  # noqa: F401
 
 LOCK = 20261124
 """Any number, so long as every migration takes the same."""
+
+LOCK_TIMEOUT_S = 5
+LOCK_NOT_AVAILABLE = "55P03"
 
 given = context.config.attributes.get("database")
 db: Database = given or Database(Settings().sqlalchemy_url)
@@ -25,6 +29,16 @@ with db.engine.connect().execution_options(sqlite_begin="BEGIN IMMEDIATE") as co
     with context.begin_transaction():
         if not db.is_sqlite:  # front end and worker may start together: one migrates, the other finds it done
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
-        context.run_migrations()
+            # A change that waits for a table makes everyone behind it wait as well.
+            seconds = context.config.attributes.get("lock_timeout_s", LOCK_TIMEOUT_S)
+            connection.execute(sa.text(f"SET LOCAL lock_timeout = {int(1000 * seconds)}"))
+        try:
+            context.run_migrations()
+        except OperationalError as error:
+            if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
+                raise
+            raise RuntimeError(
+                f"a table was in use for {seconds:g} s: nothing is changed; end the transaction that holds it, or run this again"
+            ) from error
 if given is None:
     db.dispose()

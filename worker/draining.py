@@ -1,4 +1,4 @@
-"""What a woken worker does: take the oldest queued job, run it, and go on until there is none."""
+"""What a woken worker does: take the queued job whose turn it is, run it, and go on until there is none."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = structlog.get_logger()
 
 
 def drain(worker: WorkerProcess) -> int:
-    """Runs queued jobs, the oldest first, until none is left or the worker is to stop. How many attempts it ran."""
+    """Runs queued jobs, whichever is next, until none is left or the worker is to stop. How many attempts it ran."""
     ran = 0
     while not worker.stop_asked:
         try:

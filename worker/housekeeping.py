@@ -21,7 +21,7 @@ import structlog
 from app import broker
 from app.artifacts.table import Artifact
 from app.blobs import ABANDONED_S, discard
-from app.jobs import checkpoints, lifecycle, queries
+from app.jobs import checkpoints, lifecycle, queries, queue
 from app.jobs.states import RETRIED, TERMINAL, Status
 from app.jobs.table import Job, Worker
 from app.source_models.table import SourceModel
@@ -92,7 +92,7 @@ def look(worker: WorkerProcess) -> None:
 
 def sweep(worker: WorkerProcess) -> None:
     """Now and then: what was left lying about."""
-    for part in (remove_old_jobs, remove_work_folders, remove_abandoned_uploads, remove_orphaned_blobs, remove_silent_workers):
+    for part in (remove_old_jobs, remove_work_folders, remove_abandoned_uploads, remove_orphaned_blobs, remove_silent_rows):
         _attempt(part, worker)
 
 
@@ -145,7 +145,7 @@ def wake_idle_workers(worker: WorkerProcess) -> None:
         now = worker.db.now(session)
         since = now - timedelta(seconds=worker.settings.worker_silent_s)
         idle = sum(seen.job_id is None for seen in queries.workers_seen_since(session, since))
-        waiting = sa.select(Job.id).where(*lifecycle.claimable(now)).order_by(Job.queued_at, Job.id).limit(idle)
+        waiting = sa.select(Job.id).where(*queue.claimable(now)).order_by(Job.queued_at, Job.id).limit(idle)
         job_ids = session.scalars(waiting).all()
     for job_id in job_ids:
         if not _wake(worker, job_id):
@@ -242,7 +242,9 @@ def remove_orphaned_blobs(worker: WorkerProcess) -> None:
                 worker.blobs.delete(key)
 
 
-def remove_silent_workers(worker: WorkerProcess) -> None:
+def remove_silent_rows(worker: WorkerProcess) -> None:
+    """Of workers that have long been gone, and of turns that were long ago."""
     with worker.db.write() as session:
-        before = worker.db.now(session) - timedelta(seconds=SILENT_S)
-        session.execute(sa.delete(Worker).where(Worker.last_seen_at < before))
+        now = worker.db.now(session)
+        session.execute(sa.delete(Worker).where(Worker.last_seen_at < now - timedelta(seconds=SILENT_S)))
+        queue.forget_turns(session, now)

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.artifacts.table import Artifact
-from app.jobs import lifecycle
+from app.jobs import queue
 from app.jobs.states import LEASED, TERMINAL, Status
 from app.jobs.table import FurtherSourceModel, Job, JobEvent, JobLabel, Worker
 from app.settings import Settings
@@ -84,7 +84,7 @@ def artifact_of_another_attempt(session: Session, settings: Settings, now: datet
 def queued_beside_idle_worker(session: Session, settings: Settings, now: datetime) -> int:
     """Jobs that have long been queued, at most as many as there are workers that have long been there and are idle."""
     late = now - _late(settings)
-    waiting = sa.select(sa.func.count()).where(*lifecycle.claimable(late), Job.updated_at < late).scalar_subquery()
+    waiting = sa.select(sa.func.count()).where(*queue.claimable(late), Job.updated_at < late).scalar_subquery()
     idle = sa.select(sa.func.count()).where(
         Worker.job_id.is_(None),
         Worker.started_at < late,

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from app.artifacts.table import Artifact
 from app.errors import Problem
-from app.jobs import events
+from app.jobs import events, queue
 from app.jobs.states import FOLLOWS, LEASED, RETRIED, TERMINAL, Status
 from app.jobs.table import Job, JobMetric
 
@@ -55,19 +55,14 @@ def _held(claim: Claim) -> tuple[Any, Any]:
     return Job.attempt == claim.attempt, Job.worker_id == claim.worker_id
 
 
-def claimable(now: datetime) -> tuple[Any, Any]:
-    """Where a job may be claimed."""
-    return Job.status == Status.QUEUED, sa.or_(Job.not_before.is_(None), Job.not_before <= now)
-
-
 # A worker's side -----------------------------------------------------------------------------------------------------
 
 
 def claim_next(session: Session, worker_id: str, *, lease: timedelta, now: datetime) -> Claim | None:
-    """The job that has been queued longest becomes this worker's. None: nothing is queued."""
-    oldest = sa.select(Job.id).where(*claimable(now)).order_by(Job.queued_at, Job.id).limit(1).with_for_update(skip_locked=True)
-    if (job_id := session.scalar(oldest)) is None:
+    """The job whose turn it is becomes this worker's. None: nothing is queued."""
+    if (found := queue.next_job(session, now)) is None:
         return None
+    job_id, share = found
     job = _change(
         session,
         job_id,
@@ -82,6 +77,7 @@ def claim_next(session: Session, worker_id: str, *, lease: timedelta, now: datet
     )
     if job is None:
         return None
+    queue.had_its_turn(session, share, now)
     events.append(
         session, job, "state", f"attempt {job.attempt} is running", {"status": job.status, "worker": worker_id}, now=now
     )

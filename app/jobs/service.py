@@ -13,7 +13,7 @@ from app.blobs import Blobs, Staged, discard
 from app.database import Database
 from app.errors import Problem
 from app.ids import new_id
-from app.jobs import checkpoints, events, lifecycle, queries
+from app.jobs import checkpoints, events, lifecycle, queries, queue
 from app.jobs.states import TERMINAL, Status
 from app.jobs.table import FurtherSourceModel, Job, JobLabel
 from app.settings import Settings
@@ -61,7 +61,7 @@ def submit(
                 raise Problem("invalid_request", f"{model.id} is the very model that is sent along", pointer=pointer)
     accepted = request.model_copy(update={"source_model": SourceModelId(id=model.id)}).model_dump(mode="json")
     try:
-        return _insert(db, tenant_id, accepted, digest, key), True
+        return _insert(db, settings, tenant_id, accepted, digest, key), True
     except IntegrityError:
         # Either the same key won a race, or the source model was deleted a moment ago.
         if key is not None and (known := _submitted_before(db, tenant_id, key, digest)):
@@ -81,7 +81,7 @@ def _check_further(db: Database, tenant_id: str, first: SourceModelDescription, 
             raise Problem("invalid_request", f"{wanted.id}: {why}", pointer=pointer)
 
 
-def _insert(db: Database, tenant_id: str, accepted: dict[str, Any], digest: str, key: str | None) -> Job:
+def _insert(db: Database, settings: Settings, tenant_id: str, accepted: dict[str, Any], digest: str, key: str | None) -> Job:
     with db.write() as session:
         now = db.now(session)
         job = Job(
@@ -94,6 +94,8 @@ def _insert(db: Database, tenant_id: str, accepted: dict[str, Any], digest: str,
             idempotency_key=key,
             request_digest=digest,
             status=Status.QUEUED,
+            share=queue.share_of(tenant_id, accepted["labels"], settings.queue_label),
+            rank=-accepted["priority"],
             created_at=now,
             queued_at=now,
             updated_at=now,

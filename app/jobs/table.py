@@ -21,6 +21,7 @@ class Job(Base):
         sa.Index("ix_jobs_list", "tenant_id", "id"),
         sa.Index("ix_jobs_list_by_status", "tenant_id", "status", "id"),
         sa.Index("ix_jobs_claim", "status", "queued_at", "id"),
+        sa.Index("ix_jobs_turns", "status", "share", "rank", "queued_at", "id"),
         sa.Index("ix_jobs_source_model", "source_model_id"),
     )
 
@@ -39,6 +40,11 @@ class Job(Base):
     progress: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+
+    share: Mapped[str] = mapped_column(sa.String(300), default="", server_default="")
+    """Of the queue: shares take turns (app/jobs/queue.py)."""
+    rank: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Minus the priority of the request: what is smaller goes first."""
 
     attempt: Mapped[int] = mapped_column(default=0)
     """The fencing token: raised by each claim, and every write of a worker names it."""
@@ -106,6 +112,15 @@ class JobMetric(Base):
     step: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True, autoincrement=False)
     tenant_id: Mapped[str] = mapped_column(sa.ForeignKey("tenants.id"))
     value: Mapped[float] = mapped_column(sa.Double)
+
+
+class Turn(Base):
+    """When a job of the share was last claimed."""
+
+    __tablename__ = "turns"
+
+    share: Mapped[str] = mapped_column(sa.String(300), primary_key=True)
+    at: Mapped[datetime] = mapped_column(Timestamp)
 
 
 class Worker(Base):

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from app.errors import Problem
 from worker.adaptation.events import parse
 
 from .conftest import spec
@@ -78,7 +79,23 @@ def test_a_job_ends_in_artifacts_that_the_library_loads_alone(data):
     spec(data, source_model={"architecture": "torchvision/resnet18"}, seed=1)
     problem = failed(engine(data))
     assert problem["code"] == "invalid_request"
-    assert "another specification" in problem["detail"]
+    assert "another specification (it differs at /seed)" in problem["detail"]
+
+
+def test_a_job_goes_on_in_a_version_that_knows_other_settings(adapt):
+    """What only one version has is no difference; another value of what both have is one."""
+    first = adapt(method="source_only")
+    report = first.out / "artifacts/report.json"
+    told = json.loads(report.read_text())
+    settings = told["identity"]["spec"]["settings"]
+    del settings["bridging"]["ema"]
+    settings["transfer"]["momentum_of_tomorrow"] = 0.5
+    report.write_text(json.dumps(told))
+    assert adapt(method="source_only").result == first.result
+    settings["weights"]["kl"] += 1
+    report.write_text(json.dumps(told))
+    with pytest.raises(Problem, match=r"another specification \(it differs at /settings/weights/kl\)"):
+        adapt(method="source_only")
 
 
 def test_the_name_and_labels_may_change_when_a_job_goes_on(adapt):

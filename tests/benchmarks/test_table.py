@@ -54,6 +54,10 @@ def test_a_method_that_one_set_lacks_is_not_averaged():
     assert "shot" not in made.partition("### Average")[2].partition("###")[0]
 
 
+def test_sets_with_no_seed_in_common_have_no_average():
+    assert "Average" not in table.markdown([line("a", "socket", 0, 0.5), line("b", "socket", 1, 0.5)])
+
+
 def test_differences_are_of_the_same_seed():
     """On a: +10, +10, +40: mean 20, deviation sqrt((100 + 100 + 400) / 2) = 17.3."""
     made = table.markdown(two_sets())

@@ -3,13 +3,27 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import sqlalchemy as sa
 from alembic import command
 
 from app import schema
-from app.database import Database
+from app.database import EMBEDDED_TENANT, Database
+
+
+def _add_job(connection: sa.Connection) -> None:
+    """As every revision knows it."""
+    for statement in (
+        "insert into source_models (id, tenant_id, sha256, fingerprint, size, format, description, blob_key, created_at)"
+        " values ('model_1', :tenant, '', '', 1, 'torch', '{}', 'key', CURRENT_TIMESTAMP)",
+        "insert into jobs (id, tenant_id, source_model_id, method, request, request_digest, status, attempt, lost_attempts,"
+        " version, last_event, created_at, queued_at, updated_at) values ('job_1', :tenant, 'model_1', 'shot', '{}', '',"
+        " 'queued', 0, 0, 1, 0, CURRENT_TIMESTAMP, CURRENT_TIMESTAMP, CURRENT_TIMESTAMP)",
+    ):
+        connection.execute(sa.text(statement), {"tenant": EMBEDDED_TENANT})
 
 
 def test_the_migrated_schema_is_the_tables_own(database: Database) -> None:
@@ -34,19 +48,38 @@ def test_two_processes_that_start_together_migrate_once(database: Database) -> N
     schema.require_current(database)
 
 
+@pytest.mark.postgres
+def test_a_table_in_use_stops_a_migration_soon_and_whole(new_database_url: Callable[[str], str]) -> None:
+    """A change that waits for a table makes every query behind it wait as well."""
+    database = Database(new_database_url("postgres"))
+    try:
+        command.downgrade(schema.config(database), "0003")
+        config = schema.config(database)
+        config.attributes["lock_timeout_s"] = 0.2
+        with database.engine.begin() as reader:
+            reader.execute(sa.text("LOCK TABLE jobs IN ACCESS SHARE MODE"))
+            with pytest.raises(RuntimeError, match=r"in use for 0\.2 s: nothing is changed"):
+                command.upgrade(config, "head")
+        command.upgrade(config, "head")
+        schema.require_current(database)
+    finally:
+        database.dispose()
+
+
+def test_jobs_that_are_queued_keep_their_place_when_shares_come(database: Database) -> None:
+    command.downgrade(schema.config(database), "0003")
+    with database.engine.begin() as connection:
+        _add_job(connection)
+    schema.upgrade(database)
+    with database.engine.begin() as connection:
+        assert connection.execute(sa.text("select share, rank from jobs")).one() == (EMBEDDED_TENANT, 0)
+
+
 def test_further_source_models_come_and_go_with_jobs_in_place(database: Database) -> None:
     """The revision before knows of no such table; the jobs of both are the same."""
     command.downgrade(schema.config(database), "0001")
     with database.engine.begin() as connection:
-        tenant = connection.scalar(sa.text("select id from tenants"))
-        for statement in (
-            "insert into source_models (id, tenant_id, sha256, fingerprint, size, format, description, blob_key, created_at)"
-            " values ('model_1', :tenant, '', '', 1, 'torch', '{}', 'key', CURRENT_TIMESTAMP)",
-            "insert into jobs (id, tenant_id, source_model_id, method, request, request_digest, status, attempt, lost_attempts,"
-            " version, last_event, created_at, queued_at, updated_at) values ('job_1', :tenant, 'model_1', 'shot', '{}', '',"
-            " 'queued', 0, 0, 1, 0, CURRENT_TIMESTAMP, CURRENT_TIMESTAMP, CURRENT_TIMESTAMP)",
-        ):
-            connection.execute(sa.text(statement), {"tenant": tenant})
+        _add_job(connection)
     schema.upgrade(database)
     with database.engine.begin() as connection:
         connection.execute(sa.text("insert into job_further_source_models values ('job_1', 0, 'model_1')"))

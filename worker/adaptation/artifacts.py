@@ -70,7 +70,7 @@ def publish(job: Job, adapted: Adapted, aside: Path, report: dict[str, Any], htm
     return published(job.folder)[1]
 
 
-def published(folder: Path) -> tuple[dict[str, str], Result] | None:
+def published(folder: Path) -> tuple[dict[str, Any], Result] | None:
     """(identity of the job that made them, result) where artifacts are there: a finished job says its result again."""
     path = folder / FOLDER
     if not path.is_dir():

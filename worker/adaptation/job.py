@@ -42,7 +42,7 @@ class Job:
     source: Classifier | Ensemble
     target: Images
     pairs: Pairs | None
-    identity: dict[str, str]
+    identity: dict[str, Any]
     checkpoint_every: float
     work: dict[Phase, float]
     finished: dict[str, Any] = field(default_factory=dict)

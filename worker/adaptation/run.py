@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -49,7 +50,7 @@ def run(
     parallel.start(where)
     placed = _anchored(spec, anchor) if roots is None else spec
     weights = _weights(placed)
-    identity = {"spec": _digest(spec), "source_model": " ".join(artifacts.sha256(path) for path in weights)}
+    identity = {"spec": _outcome_of(spec), "source_model": " ".join(artifacts.sha256(path) for path in weights)}
     if (finished := artifacts.published(folder)) is not None:
         _same_job(identity, finished[0], folder)
         journal(Logged(message="finished before: the artifacts are there"))
@@ -203,15 +204,16 @@ def _anchored(spec: AdaptationSpec, anchor: Path) -> AdaptationSpec:
     )
 
 
-def _digest(spec: AdaptationSpec) -> str:
-    """Of all that the outcome depends on: not the name, the labels, or where the source model's file lies. What is at its default is
-    left out, so that a setting that a later version adds is no other specification."""
-    document = spec.model_dump(
-        mode="json",
-        exclude_defaults=True,
-        exclude={"name": True, "labels": True, "source_model": {"uri"}, "further_source_models": {"__all__": {"uri"}}},
-    )
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+def _outcome_of(spec: AdaptationSpec) -> dict[str, Any]:
+    """All that the outcome depends on: not the name, the labels, the priority, or where the source model's file lies."""
+    left_out = {
+        "name": True,
+        "labels": True,
+        "priority": True,
+        "source_model": {"uri"},
+        "further_source_models": {"__all__": {"uri"}},
+    }
+    return spec.model_dump(mode="json", exclude=left_out)
 
 
 def _fingerprint(target: Images, pairs: Pairs | None) -> str:
@@ -221,8 +223,18 @@ def _fingerprint(target: Images, pairs: Pairs | None) -> str:
     return hashlib.sha256(json.dumps(document).encode()).hexdigest()
 
 
-def _same_job(ours: dict[str, str], theirs: dict[str, str], folder: Path) -> None:
-    for part, words in (("spec", "another specification"), ("source_model", "another source model")):
-        if ours[part] != theirs[part]:
-            detail = f"{folder.name}/ holds the work of {words}; give --out a folder of its own"
-            raise Problem("invalid_request", detail)
+def _same_job(ours: dict[str, Any], theirs: dict[str, Any], folder: Path) -> None:
+    part = "another source model" if ours["source_model"] != theirs["source_model"] else None
+    if (pointer := _difference(ours["spec"], theirs["spec"])) is not None:
+        part = f"another specification (it differs at {pointer})"
+    if part:
+        raise Problem("invalid_request", f"{folder.name}/ holds the work of {part}; give --out a folder of its own")
+
+
+def _difference(ours: Any, theirs: Any, at: str = "") -> str | None:
+    """Where two specifications say different things of what both know, as a JSON pointer. What only one of them has is of another
+    version of this program, in whose time a job that is being worked on now may have begun or may go on."""
+    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
+        return None if ours == theirs else at
+    found = (_difference(ours[key], theirs[key], f"{at}/{key}") for key in ours if key in theirs)
+    return next((pointer for pointer in found if pointer is not None), None)

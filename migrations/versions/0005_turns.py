@@ -1,0 +1,33 @@
+"""Priorities, and shares that take turns.
+
+Revision ID: 0005
+Revises: 0003
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0005"
+down_revision = "0003"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("jobs", sa.Column("rank", sa.Integer(), nullable=False, server_default="0"))
+    op.add_column("jobs", sa.Column("share", sa.String(300), nullable=False, server_default=""))
+    op.execute("UPDATE jobs SET share = tenant_id WHERE status IN ('queued', 'running', 'cancelling')")
+    op.create_index("ix_jobs_turns", "jobs", ["status", "share", "rank", "queued_at", "id"])
+    op.create_table(
+        "turns",
+        sa.Column("share", sa.String(300), primary_key=True),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+    )
+
+
+def downgrade() -> None:
+    op.drop_table("turns")
+    op.drop_index("ix_jobs_turns", "jobs")
+    with op.batch_alter_table("jobs") as jobs:
+        jobs.drop_column("share")
+        jobs.drop_column("rank")
