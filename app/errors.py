@@ -52,6 +52,12 @@ CODES: dict[str, Code] = {
         "The Idempotency-Key was used for another request",
         "Use a new key for a new request, or send the very same body again.",
     ),
+    "webhook_url": Code(
+        422,
+        "The address is not one that messages are sent to",
+        "Give an https:// address on the open internet, or ask the operator to name its host in MODALBRIDGE_WEBHOOK_PRIVATE_HOSTS.",
+    ),
+    "too_many_webhooks": Code(409, "There are too many webhooks", "Delete one that is no longer needed."),
     "job_active": Code(409, "The job is still active", "Cancel it first, and wait until it is in a final state."),
     "job_finished": Code(409, "The job is in a final state", "Nothing is left to cancel; read the job for its outcome."),
     "not_retryable": Code(

@@ -23,6 +23,8 @@ from app.schema import require_current
 from app.settings import Settings
 from app.source_models import routes as source_models
 from app.spec import JobRequest
+from app.webhooks import routes as webhooks
+from app.webhooks.schemas import WebhookRequest
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -53,7 +55,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(RequestId)
     app.add_middleware(observability.Counted, metrics=app.state.metrics)
     problems.install(app)
-    for router in (jobs.router, artifacts.router, source_models.router, health.router, observability.router):
+    for router in (jobs.router, artifacts.router, source_models.router, webhooks.router, health.router, observability.router):
         app.include_router(router)
 
     @app.get("/", include_in_schema=False)
@@ -92,7 +94,7 @@ def _describe_bodies(app: FastAPI) -> None:
         if app.openapi_schema is None:
             document = generate()
             known = document.setdefault("components", {}).setdefault("schemas", {})
-            for model in (JobRequest, problems.ProblemDocument):
+            for model in (JobRequest, WebhookRequest, problems.ProblemDocument):
                 schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 for name, part in {**schema.pop("$defs", {}), model.__name__: schema}.items():
                     known.setdefault(name, part)

@@ -59,6 +59,8 @@ class Settings(BaseSettings):
     """From asking a job's process to stop to killing its process group."""
     job_time_limit_s: float = Field(24 * 3600, gt=0)
     """Of one attempt."""
+    webhook_private_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Hosts, separated by commas, that webhooks may lead to though their addresses are private, or by http://. Default: none."""
     keep_succeeded_s: float = Field(0, ge=0)
     """Jobs that succeeded are deleted, with their artifacts, this long after their end. 0: when a client deletes them."""
     keep_failed_s: float = Field(0, ge=0)
@@ -88,6 +90,11 @@ class Settings(BaseSettings):
         if value and not value.startswith(("http://", "https://")):
             raise ValueError(f"s3_endpoint_url must begin with http:// or https://: {value!r}")
         return value
+
+    @field_validator("webhook_private_hosts", mode="before")
+    @classmethod
+    def _split_hosts(cls, value: object) -> object:
+        return tuple(part.strip().lower() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("data_roots", mode="before")
     @classmethod

@@ -44,14 +44,11 @@ async def receive(request: Request, *, json_part: str, file_part: str, blobs: Bl
     Either is None if it was not sent. Raises Problem unsupported_media_type, malformed_multipart, payload_too_large,
     storage_full; nothing is then left on the disk.
     """
-    media_type, options = parse_options_header(request.headers.get("content-type"))
-    if (encoding := request.headers.get("content-encoding", "identity").strip().lower()) != "identity":
-        raise Problem("unsupported_media_type", f"Content-Encoding {encoding[:100]!r}: bodies are taken as they are")
+    media_type, options = _media_type(request)
     if media_type == b"application/json":
         return Received(await _json(request, settings.max_request_bytes), None)
     if media_type != b"multipart/form-data":
-        shown = media_type.decode("latin-1")[:100]
-        raise Problem("unsupported_media_type", f"Content-Type {shown!r}" if shown else "there is no Content-Type")
+        raise _unsupported(media_type)
     if not (boundary := options.get(b"boundary")):
         raise Problem("malformed_multipart", "the Content-Type names no boundary")
     limits = {json_part: settings.max_request_bytes, file_part: settings.max_upload_bytes}
@@ -68,6 +65,26 @@ async def receive(request: Request, *, json_part: str, file_part: str, blobs: Bl
             with CancelScope(shield=True):
                 await run_sync(body.staged.__exit__)
         raise
+
+
+async def receive_json(request: Request, settings: Settings) -> bytes:
+    """A body of application/json. Raises Problem unsupported_media_type, payload_too_large, malformed_json."""
+    media_type = _media_type(request)[0]
+    if media_type != b"application/json":
+        raise _unsupported(media_type)
+    return await _json(request, settings.max_request_bytes)
+
+
+def _media_type(request: Request) -> tuple[bytes, dict[bytes, bytes]]:
+    """And its options. Raises Problem unsupported_media_type where the body is packed."""
+    if (encoding := request.headers.get("content-encoding", "identity").strip().lower()) != "identity":
+        raise Problem("unsupported_media_type", f"Content-Encoding {encoding[:100]!r}: bodies are taken as they are")
+    return parse_options_header(request.headers.get("content-type"))
+
+
+def _unsupported(media_type: bytes) -> Problem:
+    shown = media_type.decode("latin-1")[:100]
+    return Problem("unsupported_media_type", f"Content-Type {shown!r}" if shown else "there is no Content-Type")
 
 
 def _announced(request: Request) -> int:

@@ -9,6 +9,7 @@ from app.database import Base, Database
 from app.jobs import table as _jobs  # noqa: F401
 from app.settings import Settings
 from app.source_models import table as _source_models  # noqa: F401
+from app.webhooks import table as _webhooks  # noqa: F401
 
 LOCK = 20261124
 """Any number, so long as every migration takes the same."""

@@ -25,7 +25,9 @@ from app.jobs import checkpoints, lifecycle, queries, queue
 from app.jobs.states import RETRIED, TERMINAL, Status
 from app.jobs.table import Job, Worker
 from app.source_models.table import SourceModel
-from worker import invariants, workspace
+from app.webhooks import outbox
+from app.webhooks import queries as webhook_queries
+from worker import invariants, webhooks, workspace
 from worker.beside import Call
 from worker.process import WorkerProcess
 
@@ -56,6 +58,7 @@ class Housekeeping:
         self.worker = worker
         self._stop = threading.Event()
         self._sweep: Call[None] | None = None
+        self._delivery: Call[None] | None = None
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
 
     def start(self) -> None:
@@ -80,19 +83,28 @@ class Housekeeping:
             if self._sweep is None or (self._sweep.ended(0) and time.monotonic() - swept_at >= SWEEP_S):
                 self._sweep = Call(lambda: sweep(self.worker), "sweep")
                 swept_at = time.monotonic()
+            if self._delivery is None or self._delivery.ended(0):
+                self._delivery = Call(lambda: _attempt(webhooks.deliver, self.worker), "webhooks")
             self.worker.metrics.passed()
             self._stop.wait(self.worker.settings.housekeeping_s)
 
 
 def look(worker: WorkerProcess) -> None:
     """Every few seconds: what other workers and waiting jobs depend on."""
-    for part in (heartbeat, expire_leases, wake_idle_workers, knock):
+    for part in (heartbeat, expire_leases, wake_idle_workers, knock, tell_progress):
         _attempt(part, worker)
 
 
 def sweep(worker: WorkerProcess) -> None:
     """Now and then: what was left lying about."""
-    for part in (remove_old_jobs, remove_work_folders, remove_abandoned_uploads, remove_orphaned_blobs, remove_silent_rows):
+    for part in (
+        remove_old_jobs,
+        remove_work_folders,
+        remove_abandoned_uploads,
+        remove_orphaned_blobs,
+        remove_silent_rows,
+        webhooks.forget,
+    ):
         _attempt(part, worker)
 
 
@@ -165,6 +177,18 @@ def _wake(worker: WorkerProcess, job_id: str) -> bool:
     sent = broker.wake(worker.celery, job_id)
     worker.metrics.wake_ups_sent.labels("sent" if sent else "failed").inc()
     return sent
+
+
+def tell_progress(worker: WorkerProcess) -> None:
+    """Of this worker's own job, to the webhooks that want to hear of it."""
+    if (job_id := worker.job_id) is None:
+        return
+    with worker.db.read() as session:
+        job = session.get(Job, job_id)
+        wanted = job is not None and bool(webhook_queries.listening(session, job.tenant_id, outbox.PROGRESS))
+    if wanted:
+        with worker.db.write() as session:
+            outbox.tell_progress(session, session.get_one(Job, job_id), worker.db.now(session))
 
 
 def watch_invariants(worker: WorkerProcess) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from app.jobs.states import TERMINAL
 from app.jobs.table import Job, JobEvent
+from app.webhooks import outbox
 
 
 def append(
@@ -21,7 +23,7 @@ def append(
     attempt: int | None = None,
     now: datetime,
 ) -> int:
-    """The new event's seq. The update locks the job's row, so seq order is commit order."""
+    """The new event's seq. The update locks the job's row, so seq order is commit order. What ends a job is told to webhooks."""
     seq = session.scalar(
         sa.update(Job)
         .where(Job.id == job.id)
@@ -41,4 +43,6 @@ def append(
             data=data,
         )
     )
+    if kind == "state" and job.status in TERMINAL:
+        outbox.tell(session, job, f"job.{job.status}", now)
     return seq

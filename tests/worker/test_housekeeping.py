@@ -64,7 +64,7 @@ def test_silent_workers_are_forgotten_after_a_day(embedded_both: Embedded):
         seen = embedded_both.db.now(session) - timedelta(hours=25)
         session.execute(sa.update(Worker).where(Worker.id == old.id).values(last_seen_at=seen))
         assert [worker.id for worker in queries.workers_seen_since(session, seen + timedelta(hours=24))] == [new.id]
-    housekeeping.remove_silent_workers(new)
+    housekeeping.remove_silent_rows(new)
     assert [worker.id for worker in workers(embedded_both)] == [new.id]
 
 

@@ -1,0 +1,37 @@
+"""Reads of webhooks and their deliveries. The tenant is an argument of every one that a client can cause."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from app.webhooks.table import Delivery, Webhook
+
+
+def by_id(session: Session, tenant_id: str, webhook_id: str) -> Webhook | None:
+    return session.scalar(sa.select(Webhook).where(Webhook.tenant_id == tenant_id, Webhook.id == webhook_id))
+
+
+def newest(session: Session, tenant_id: str, *, after: str | None, limit: int) -> Sequence[Webhook]:
+    """Newest first, by keyset: ids sort by time."""
+    query = sa.select(Webhook).where(Webhook.tenant_id == tenant_id).order_by(Webhook.id.desc()).limit(limit)
+    return session.scalars(query.where(Webhook.id < after) if after is not None else query).all()
+
+
+def count(session: Session, tenant_id: str) -> int:
+    return session.scalar(sa.select(sa.func.count()).where(Webhook.tenant_id == tenant_id)) or 0
+
+
+def listening(session: Session, tenant_id: str, type: str) -> list[Webhook]:
+    """Those of the tenant that want to hear of it. A tenant has a few dozen at most."""
+    found = session.scalars(sa.select(Webhook).where(Webhook.tenant_id == tenant_id, Webhook.gone_at.is_(None)))
+    return [webhook for webhook in found if type in webhook.types]
+
+
+def deliveries(session: Session, tenant_id: str, webhook_id: str, *, after: str | None, limit: int) -> Sequence[Delivery]:
+    """Newest first."""
+    query = sa.select(Delivery).where(Delivery.tenant_id == tenant_id, Delivery.webhook_id == webhook_id)
+    query = query.order_by(Delivery.id.desc()).limit(limit)
+    return session.scalars(query.where(Delivery.id < after) if after is not None else query).all()
