@@ -5,9 +5,10 @@ Imports nothing but pydantic, so that the front end needs no torch and the engin
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, Any, Literal, NoReturn, get_args
 
-from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, StringConstraints, Tag, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.method_settings import Settings, Strict
@@ -21,6 +22,9 @@ DATA_SETS: dict[str, Modality] = {"sunrgbd": "depth", "diml": "depth", "nirscene
 """What the target sensor of each measures."""
 Sensor = Literal["kv1", "kv2", "realsense", "xtion"]
 SENSORS: tuple[Sensor, ...] = get_args(Sensor)
+Format = Literal["safetensors", "torch_export", "onnx"]
+FORMATS: dict[Format, str] = {"safetensors": "model.safetensors", "torch_export": "model.pt2", "onnx": "model.onnx"}
+"""What an adapted model can be published as, and the artifact that it then is."""
 ClassName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 FolderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")]
 Triple = tuple[float, float, float]
@@ -179,6 +183,22 @@ def _fault(pointer: str, message: str) -> NoReturn:
     raise PydanticCustomError("reference", "{message}", {"message": message, "pointer": pointer})
 
 
+def _known_format(given: Any) -> Any:
+    if isinstance(given, str) and given not in FORMATS:
+        near = difflib.get_close_matches(given.lower(), FORMATS, n=1, cutoff=0.4)
+        hint = f"the nearest known one is {near[0]!r}" if near else f"known are {', '.join(FORMATS)}"
+        raise PydanticCustomError("unknown_output", "{message}", {"message": f"no such output; {hint}"})
+    return given
+
+
+class Export(Strict):
+    """How the outputs torch_export and onnx are made."""
+
+    normalize_in_graph: bool = False
+    """false: they take what the safetensors model takes, images that are normalised already; true: images in [0, 1], whose mean and
+    std they see to themselves. Several source models, and a model behind its translator, always take [0, 1]."""
+
+
 class Adaptation(Strict):
     """What a request and an engine run have in common."""
 
@@ -194,6 +214,21 @@ class Adaptation(Strict):
     settings: Settings = Settings()
     seed: int = Field(0, ge=0, lt=2**32)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    outputs: tuple[Annotated[Format, BeforeValidator(_known_format)], ...] = Field(("safetensors",), max_length=16)
+    """What the adapted model is published as; safetensors always is. torch_export: model.pt2, a program that torch alone loads; onnx:
+    model.onnx. One that cannot be made, or does not answer as the adapted model does, is left out with a warning."""
+    export: Export = Export()
+
+    @field_validator("outputs")
+    @classmethod
+    def _each_output_once(cls, given: tuple[Format, ...]) -> tuple[Format, ...]:
+        return tuple(name for name in FORMATS if name == "safetensors" or name in given)
+
+    @model_validator(mode="after")
+    def _something_is_exported(self) -> Adaptation:
+        if self.export != Export() and self.outputs == ("safetensors",):
+            _fault("/export", "this says how torch_export and onnx are made, and outputs names neither of them")
+        return self
 
     @model_validator(mode="before")
     @classmethod

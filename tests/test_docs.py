@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
+from safetensors.torch import save_file
 
 from app.method_settings import LossWeights
 from app.settings import Settings
-from app.spec import DataSpec, InputSpec, JobRequest, TargetReference
+from app.spec import DataSpec, InputSpec, JobRequest, Scaling, TargetReference
+from tests.adaptation.conftest import make, spec
+from worker.adaptation import preprocessing
 from worker.adaptation.data import read_target
 from worker.adaptation.evaluation import centre_batch
 from worker.adaptation.verdict import AGREEMENT, CHURN, ENTROPY_SHARE, FEATURE_DISTANCE_RATIO
@@ -88,7 +94,7 @@ def test_every_python_block_is_python(page: Path) -> None:
 
 
 def test_there_are_requests_to_look_at() -> None:
-    assert [page.name for page in PAGES if requests(page)] == ["README.md", "data.md", "quickstart.md"]
+    assert [page.name for page in PAGES if requests(page)] == ["README.md", "data.md", "outputs.md", "quickstart.md"]
 
 
 def test_every_setting_is_told_with_its_default() -> None:
@@ -136,3 +142,57 @@ def test_the_quickstarts_input_is_the_engines(tmp_path: Path) -> None:
     for i, name in enumerate(target.names):
         ours = (centre_batch(target, np.array([i]), input.size).expand(-1, 3, -1, -1) - mean) / std
         assert (page["depth_to_input"](tmp_path / name, card) - ours).abs().max() < 1e-3
+
+
+def test_the_page_of_the_outputs_loads_each_and_prepares_images_as_the_engine_does(tmp_path: Path) -> None:
+    """Its blocks are run, in order, in a folder with what a job has published; the images go through its `prepare`."""
+    data = make(tmp_path / "data")
+    torch.manual_seed(0)
+    save_file(torchvision.models.resnet18(num_classes=3).state_dict(), data / "source.safetensors")
+    model = {"architecture": "torchvision/resnet18"}
+    spec(data, method="source_only", source_model=model, outputs=["torch_export", "onnx"])
+    command = [sys.executable, "-m", "worker.adaptation", str(data / "spec.json"), "--out", str(tmp_path / "out")]
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, timeout=280)
+    artifacts = tmp_path / "out/artifacts"
+    (artifacts / "frame.png").write_bytes((data / "target/007.png").read_bytes())
+    by_safetensors, by_torch, by_onnx, prepare = blocks(ROOT / "docs/outputs.md", "python")
+    for block in (by_safetensors, by_torch, by_onnx):
+        assert len(block.splitlines()) <= 10
+    told = "found.append(logits if isinstance(logits, np.ndarray) else logits.detach().numpy())\n"
+    lines = [
+        prepare,
+        "import torch; images = torch.from_numpy(images); found = []",
+        *(block + told for block in (by_safetensors, by_torch, by_onnx)),
+        "np.save('found.npy', found); np.save('images.npy', images)",
+    ]
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, cwd=artifacts, timeout=120)
+    found, images = np.load(artifacts / "found.npy"), np.load(artifacts / "images.npy")
+    assert found.shape == (3, 1, 3) and np.abs(found - found[0]).max() < 1e-3 * np.abs(found).max()
+    target = read_target(
+        DataSpec(target=TargetReference(uri=str(data / "target"), scaling=Scaling(kind="millimetres", high=5000))),
+        InputSpec(size=32), tmp_path / ".cache", emit=lambda _: None,
+    )  # fmt: skip
+    ours = centre_batch(target, np.array([target.names.index("007.png")]), 32).expand(-1, 3, -1, -1)
+    mean, std = (torch.tensor(getattr(InputSpec(), name)).view(1, 3, 1, 1) for name in ("mean", "std"))
+    assert np.abs(images - ((ours - mean) / std).numpy()).max() < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(60, 80), (80, 61), (50, 50), (37, 55)])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize("resize", ["crop", "stretch"])
+def test_the_pages_prepare_follows_preprocessing_json(tmp_path: Path, shape: tuple[int, int], kind: type, resize: str) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        Image.fromarray(rng.integers(1, 200, shape).astype(kind)).save(tmp_path / f"{i}.png")
+    input = InputSpec(size=32, resize=resize)
+    data = DataSpec(target=TargetReference(uri=str(tmp_path), modality="infrared"))
+    target = read_target(data, input, tmp_path / ".cache", emit=lambda _: None)
+    (block,) = (block for block in blocks(ROOT / "docs/outputs.md", "python") if "def prepare" in block)
+    page: dict[str, Any] = {}
+    exec(block.partition("\ncard = ")[0], page)
+    steps = preprocessing.steps_of(target, data.target, input, source_models=1, translated=False)
+    card = {"steps": steps, "inputs": [{"file": "model.onnx", "after": "normalize"}]}
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (input.mean, input.std))
+    for i, name in enumerate(target.names):
+        ours = (centre_batch(target, np.array([i]), input.size).expand(-1, 3, -1, -1) - mean) / std
+        assert np.abs(page["prepare"](tmp_path / name, card, "model.onnx") - ours.numpy()).max() < 1e-5

@@ -15,6 +15,7 @@ from app.errors import Problem
 from app.jobs import queries, service
 from app.jobs.schemas import ArtifactView
 from app.jobs.states import Status
+from app.jobs.table import Job
 from app.pagination import Page
 from app.problems import documented
 from app.tenancy import Tenant
@@ -58,7 +59,7 @@ def download(
         job = service.read(request.app.state.db, tenant, job_id)
         if job.status != Status.SUCCEEDED:
             raise Problem("job_not_succeeded", f"{job.id} is {job.status}")
-        raise Problem("not_found", f"{job.id} has no artifact {name[:100]!r}")
+        raise Problem("not_found", f"{job.id} has no artifact {name[:100]!r}{_refused(job, name)}")
     etag = f'"{artifact.sha256}"'
     if matches(if_none_match, etag):
         return Response(status_code=304, headers={"ETag": etag})
@@ -86,6 +87,14 @@ def download(
             "X-Content-Type-Options": "nosniff",
         },
     )
+
+
+def _refused(job: Job, name: str) -> str:
+    """Why an output that was asked for is not there."""
+    told = (job.result or {}).get("outputs")
+    outputs = told.values() if isinstance(told, dict) else ()
+    found = (one for one in outputs if isinstance(one, dict) and one.get("file") == name and not one.get("published"))
+    return next((f": {one.get('reason')}" for one in found), "")
 
 
 @router.head("/model", include_in_schema=False)

@@ -16,6 +16,8 @@ from modalbridge.retries import AGAIN, Retries, answered, refusal, retry_after
 from modalbridge.steps import Answer, Open, Read, Request, Run, Sleep, Steps, Tell
 
 MODEL = "model.safetensors"
+OUTPUTS = {"safetensors": MODEL, "torch_export": "model.pt2", "onnx": "model.onnx"}
+"""The artifact that each output is."""
 _SHA256 = re.compile(r'(?:W/)?"([0-9a-f]{64})"')
 
 
@@ -27,7 +29,7 @@ def download(
     overwrite: bool,
     on_progress: Callable[[int, int], Any] | None,
 ) -> Steps[Path]:
-    name = name or MODEL
+    name = OUTPUTS.get(name or MODEL, name or MODEL)
     to = Path(path)
     if to.is_dir():
         if Path(name).name != name:

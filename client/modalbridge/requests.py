@@ -84,6 +84,13 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Export:
+    """How torch_export and onnx are made. normalize_in_graph: they take images in [0, 1]."""
+
+    normalize_in_graph: bool | None = None
+
+
+@dataclass(frozen=True)
 class JobRequest:
     """settings: a mapping, as the service's page of the API has it. source_model may be left out where `submit` is given the
     id of a stored one."""
@@ -97,6 +104,8 @@ class JobRequest:
     settings: Mapping[str, Any] | None = None
     seed: int | None = None
     device: Literal["auto", "cpu", "cuda"] | None = None
+    outputs: Sequence[Literal["safetensors", "torch_export", "onnx"]] | None = None
+    export: Export | None = None
 
 
 def as_document(value: Any) -> Any:

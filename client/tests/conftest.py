@@ -135,11 +135,11 @@ class Jobs:
         with self.service.db.write() as session:
             lifecycle.fail(session, claim, Problem(code, detail).document(), now=self.service.db.now(session))
 
-    def succeed(self, claim: lifecycle.Claim, **files: bytes) -> None:
-        """files: name without its ending -> content; model.safetensors at least."""
+    def succeed(self, claim: lifecycle.Claim, more: dict[str, Any] | None = None, **files: bytes) -> None:
+        """files: name, of JSON without its ending -> content; model.safetensors at least. more: of the result."""
         rows = []
         for stem, content in ({"model": b"weights"} | files).items():
-            name = f"{stem}.safetensors" if stem == "model" else f"{stem}.json"
+            name = f"{stem}.safetensors" if stem == "model" else stem if "." in stem else f"{stem}.json"
             with self.service.blobs.stage() as staged:
                 staged.write(content)
                 key = f"jobs/{claim.job_id}/1/{name}"
@@ -147,7 +147,7 @@ class Jobs:
             media_type = "application/octet-stream"
             rows.append({"name": name, "media_type": media_type, "size": len(content), "sha256": staged.sha256, "blob_key": key})
         reasons = [{"verdict": "look_closer", "what": "Entropy is high", "value": 0.51, "threshold": 0.5}]
-        result = {"verdict": "look_closer", "reasons": reasons}
+        result = {"verdict": "look_closer", "reasons": reasons} | (more or {})
         with self.service.db.write() as session:
             assert lifecycle.succeed(session, claim, result=result, artifacts=rows, now=self.service.db.now(session))
 

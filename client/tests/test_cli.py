@@ -287,6 +287,31 @@ def test_show_tells_what_a_person_wants_to_know(service: Service, jobs: Jobs) ->
     assert json.loads(run(service.url, "show", failed.job_id, "--json").stdout)["status"] == "failed"
 
 
+def test_outputs_are_asked_for_shown_and_fetched_by_their_names(
+    service: Service, jobs: Jobs, job_file: Path, weights: Path, tmp_path: Path
+) -> None:
+    words = ("submit", job_file, "--weights", weights, "--json")
+    asked = json.loads(run(service.url, *words, "--output", "onnx", "--output", "torch_export").stdout)
+    assert asked["request"]["outputs"] == ["safetensors", "torch_export", "onnx"]
+    wrong = run(service.url, *words, "--output", "onxx")
+    assert wrong.exit_code == Exit.REFUSED and "'onnx'" in wrong.stderr + wrong.stdout
+    outputs = {
+        "safetensors": {"published": True, "file": "model.safetensors"},
+        "torch_export": {"published": False, "file": "model.pt2", "reason": "it was not done after 3600 s"},
+        "onnx": {"published": True, "file": "model.onnx", "images": 64},
+    }
+    claim = jobs.claimed()
+    jobs.succeed(claim, {"outputs": outputs}, **{"model.onnx": b"graph"})
+    shown = run(service.url, "show", claim.job_id).stdout
+    assert "onnx, model.onnx" in shown and "torch_export is not published: it was not done" in shown
+    followed = run(service.url, "watch", claim.job_id).stdout
+    assert "torch_export is not published" in followed and "model.onnx" not in followed
+    one = run(service.url, "download", claim.job_id, "onnx", "-o", tmp_path)
+    assert one.stdout == f"{tmp_path / 'model.onnx'}\n" and (tmp_path / "model.onnx").read_bytes() == b"graph"
+    refused = run(service.url, "download", claim.job_id, "torch_export", "-o", tmp_path)
+    assert refused.exit_code == Exit.REFUSED and "it was not done after 3600 s" in refused.stderr
+
+
 def test_download_takes_the_weights_one_artifact_or_all(service: Service, jobs: Jobs, tmp_path: Path) -> None:
     job_id = jobs.succeeded(report=b"{}")
     one = run(service.url, "download", job_id, "-o", tmp_path / "adapted.safetensors")

@@ -97,7 +97,7 @@ def test_the_typed_request_has_the_services_names() -> None:
     theirs = {
         requests.Input: "InputSpec", requests.SourceModelDescription: "SourceModelDescription", requests.Scaling: "Scaling", requests.StoredSourceModel: "SourceModelId",
         requests.Images: "ImagesReference", requests.Target: "TargetReference", requests.Pairs: "PairsReference",
-        requests.Data: "DataSpec", requests.JobRequest: "JobRequest",
+        requests.Data: "DataSpec", requests.JobRequest: "JobRequest", requests.Export: "Export",
     }  # fmt: skip
     for ours, name in theirs.items():
         assert {one.name for one in dataclasses.fields(ours)} == set(schema[name]["properties"]), name

@@ -21,6 +21,7 @@ from worker.adaptation.events import Event, Result, parse
 from worker.adaptation.journal import Journal
 from worker.adaptation.run import run
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before ONNX Runtime is imported: it would write into the home folder
 SIZE = 32
 SIDE = 37  # 32 / 0.875
 CLASSES = ("disc", "square", "bar")

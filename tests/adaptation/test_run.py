@@ -56,7 +56,11 @@ def test_a_job_ends_in_artifacts_that_the_library_loads_alone(data):
     artifacts = data / "out/artifacts"
     named = {file.name for file in events[-1].artifacts}
     assert named == {path.name for path in artifacts.iterdir()}
-    assert named == {"model.safetensors", "model.json", "translator.safetensors", "metrics.json", "report.json", "report.html"}
+    assert named == {
+        "model.safetensors", "model.json", "translator.safetensors", "metrics.json", "report.json", "report.html",
+        "preprocessing.json", "README.md",
+    }  # fmt: skip
+    assert events[-1].summary["outputs"] == {"safetensors": {"published": True, "file": "model.safetensors"}}
     model = json.loads((artifacts / "model.json").read_text())
     alone = subprocess.run([sys.executable, "-c", "\n".join([*model["load"], "import torch; print(model(torch.zeros(2, 3, 32, 32)).shape)"])],
                            cwd=artifacts, capture_output=True, text=True, check=True)  # fmt: skip

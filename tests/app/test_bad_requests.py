@@ -73,6 +73,11 @@ CASES: list[tuple[str, Change, str, str | None]] = [
     ("missing folder", put("/data/target/uri", "file://ROOT/nothing"), "reference_missing", "/data/target/uri"),
     ("a file as a folder", put("/data/target/uri", "file://ROOT/target/000.png"), "layout_mismatch", "/data/target/uri"),
     ("no such pair side", put("/data/pairs/target", "infrared"), "layout_mismatch", "/data/pairs/uri"),
+    ("unknown output", put("/outputs", ["onnx", "torch"]), "invalid_request", "/outputs/1"),
+    ("output that is no text", put("/outputs", [1]), "invalid_request", "/outputs/0"),
+    ("outputs that are no list", put("/outputs", "onnx"), "invalid_request", "/outputs"),
+    ("unknown field of the export", put("/export", {"normalise": True}), "unknown_field", "/export/normalise"),
+    ("an export of nothing", put("/export", {"normalize_in_graph": True}), "invalid_request", "/export"),
     ("side that climbs", put("/data/pairs/target", "../x"), "invalid_request", "/data/pairs/target"),
 ]  # fmt: skip
 

@@ -109,6 +109,20 @@ def test_source_models_that_cannot_be_adapted_together_are_refused(service: Serv
     assert service.client.get("/jobs").json()["data"] == []
 
 
+def test_outputs_are_accepted_in_one_order_with_safetensors_always_among_them(
+    service: Service, request_body: dict[str, Any]
+) -> None:
+    for asked, accepted in [
+        (None, ["safetensors"]),
+        (["onnx"], ["safetensors", "onnx"]),
+        (["onnx", "torch_export", "onnx", "safetensors"], ["safetensors", "torch_export", "onnx"]),
+    ]:
+        body = request_body | ({} if asked is None else {"outputs": asked})
+        assert submit(service.client, body, safetensors()).json()["request"]["outputs"] == accepted
+    wrong = submit(service.client, request_body | {"outputs": ["torchscript"]}, safetensors()).json()
+    assert "the nearest known one is 'torch_export'; given: 'torchscript'" in wrong["detail"], wrong
+
+
 def test_the_same_idempotency_key_gives_the_same_job(service: Service, request_body: dict[str, Any]) -> None:
     with ThreadPoolExecutor(8) as pool:
         answers = list(

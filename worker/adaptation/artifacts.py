@@ -11,12 +11,21 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from worker.adaptation import checkpoint, ensemble, model_card
+from worker.adaptation import checkpoint, ensemble, model_card, preprocessing, readme
 from worker.adaptation.events import OutputFile, Result
 from worker.adaptation.job import Adapted, Job
 
 FOLDER = "artifacts"
-MEDIA_TYPES = {".safetensors": "application/octet-stream", ".json": "application/json", ".html": "text/html; charset=utf-8"}
+BINARY = "application/octet-stream"
+MEDIA_TYPES = {
+    ".safetensors": BINARY,
+    ".pt2": BINARY,
+    ".onnx": BINARY,
+    ".data": BINARY,
+    ".json": "application/json",
+    ".html": "text/html; charset=utf-8",
+    ".md": "text/markdown; charset=utf-8",
+}
 
 
 def sha256(path: Path) -> str:
@@ -24,12 +33,18 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def publish(job: Job, adapted: Adapted, report: dict[str, Any], html: str) -> Result:
-    """Writes model.safetensors, model.json, translator.safetensors where there is one, metrics.json, report.json and
-    report.html below `artifacts`. Raises OSError or safetensors' error where the disk is full."""
-    aside = job.folder / f"{FOLDER}.partial"
+def begin(folder: Path) -> Path:
+    """An empty folder aside, for what is to be published."""
+    aside = folder / f"{FOLDER}.partial"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
+    return aside
+
+
+def publish(job: Job, adapted: Adapted, aside: Path, report: dict[str, Any], html: str) -> Result:
+    """Publishes `aside`, with what the exports have put there, and model.safetensors, model.json, translator.safetensors where there
+    is one, preprocessing.json, README.md, metrics.json, report.json and report.html. Raises OSError or safetensors' error where the
+    disk is full."""
     tensors = {"model": ensemble.tensors(adapted.classifier)}
     if adapted.translator is not None:
         tensors["translator"] = {name: x.cpu().contiguous() for name, x in adapted.translator.state_dict().items()}
@@ -38,8 +53,12 @@ def publish(job: Job, adapted: Adapted, report: dict[str, Any], html: str) -> Re
         path = aside / f"{name}.safetensors"
         save_file(values, path, metadata={"format": "pt"})  # one entry alone: the order of several is not fixed
         files[name] = {"file": path.name, "sha256": sha256(path), "bytes": path.stat().st_size}
-    _write_json(aside / "model.json", model_card.describe(job, adapted, files))
-    _write_json(aside / "metrics.json", {"series": job.series, "evaluation": report["evaluation"]})
+    card, outputs = model_card.describe(job, adapted, files), report["outputs"]
+    prepared = preprocessing.describe(job, adapted, outputs)
+    _write_json(aside / "model.json", card)
+    _write_json(aside / "preprocessing.json", prepared)
+    (aside / "README.md").write_text(readme.write(card, prepared, report), encoding="utf-8")
+    _write_json(aside / "metrics.json", {"series": job.series, "evaluation": report["evaluation"], "outputs": outputs})
     _write_json(aside / "report.json", report)
     (aside / "report.html").write_text(html, encoding="utf-8")
     for path in aside.iterdir():

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worker.adaptation import shot_checkpoint
+from worker.adaptation import preprocessing, shot_checkpoint
 from worker.adaptation.ensemble import Ensemble
 from worker.adaptation.image_sets import Images
 from worker.adaptation.job import Adapted, Job
@@ -62,23 +62,7 @@ def _triple(values: Tensor) -> list[float]:
 
 def sensor(job: Job, target: Images, translated: bool) -> dict[str, Any]:
     """How a raw image of the sensor becomes the input."""
-    reference, input, range = job.spec.data.target, job.spec.source_model.input, target.range
-    no_reading = no_reading_value(reference.scaling, reference.modality)
-    side = round(input.size / input.crop_ratio)
-    steps = [
-        f"Read {range.words}: x = clip(({'raw' if range.gain == 1 else f'raw * {range.gain:g}'} - low) / (high - low), 0, 1)."
-    ]
-    if no_reading is not None:
-        steps.append(f"Raw value {no_reading} is no reading: fill it from its neighbours.")
-    steps += [
-        f"Resize, antialiased, {'both sides' if input.resize == 'stretch' else 'the shorter side'} to {side} pixels, "
-        f"then cut out the centre {input.size} x {input.size}.",
-        "Repeat the one channel three times." if target.array.shape[1] == 1 else "Keep the three channels.",
-    ]
-    if translated:
-        steps[-1] = "Pass it through the translator, which gives RGB in [0, 1]."
-    if len(job.source.members) == 1:
-        steps.append("Subtract `mean` and divide by `std`, channel by channel.")
+    reference, range = job.spec.data.target, target.range
     return {
         "modality": reference.modality,
         "channels": target.array.shape[1],
@@ -86,8 +70,8 @@ def sensor(job: Job, target: Images, translated: bool) -> dict[str, Any]:
         "gain": range.gain,
         "low": range.low,
         "high": range.high,
-        "no_reading": no_reading,
-        "steps": steps,
+        "no_reading": no_reading_value(reference.scaling, reference.modality),
+        "steps": [step["words"] for step in preprocessing.steps(job, translated)],
     }
 
 

@@ -12,7 +12,7 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from app.layouts import SETS
-from app.spec import AdaptationSpec
+from app.spec import AdaptationSpec, Format
 from worker.adaptation.job import Job
 from worker.adaptation.verdict import judge
 
@@ -25,8 +25,8 @@ VERDICTS = {"deploy": "Deploy", "look_closer": "Look closer", "do_not_deploy": "
 WIDTH, HEIGHT, MARGIN = 320, 150, 36
 
 
-def build(job: Job, found: dict[str, Any], versions: dict[str, str]) -> dict[str, Any]:
-    """The report as a JSON document. found: of `assessment.assess`. Its `summary` is what GET /jobs/{id} shows."""
+def build(job: Job, found: dict[str, Any], outputs: dict[Format, dict[str, Any]], versions: dict[str, str]) -> dict[str, Any]:
+    """The report as a JSON document. found: of `assessment.assess`; outputs: of `export.make`. Its `summary` is what GET /jobs/{id} shows."""
     churn = job.series.get("transferring/churn", [])
     verdict, reasons = judge(found, churn, job.spec.method, len(job.spec.source_model.classes))
     labelled = found["labelled"]
@@ -48,6 +48,7 @@ def build(job: Job, found: dict[str, Any], versions: dict[str, str]) -> dict[str
             "accuracy": accuracy,
             "evidence": evidence,
             "pairs": found["pairs"],
+            "outputs": outputs,
         },
         "verdict": verdict,
         "reasons": reasons,
@@ -61,6 +62,7 @@ def build(job: Job, found: dict[str, Any], versions: dict[str, str]) -> dict[str
         "references": _references(job.spec),
         "stages": stages,
         "evaluation": found,
+        "outputs": outputs,
         "warnings": [event.model_dump(mode="json", exclude={"type"}) for event in job.journal.warnings],
         "device": {
             "kind": job.device.type,

@@ -20,7 +20,7 @@ from app import layouts
 from app.errors import Problem
 from app.references import Disk
 from app.spec import WITHOUT_PAIRS, AdaptationSpec
-from worker.adaptation import artifacts, assessment, checkpoint, data, device, parallel, report, source_model
+from worker.adaptation import artifacts, assessment, checkpoint, data, device, export, parallel, report, source_model
 from worker.adaptation.device import Precision
 from worker.adaptation.ensemble import Ensemble
 from worker.adaptation.events import Logged, Result, Started, Warned
@@ -111,8 +111,10 @@ def run(
     found = assessment.assess(job, adapted, labelled)
 
     journal.begin("publishing", trained)
-    document = report.build(job, found, versions())
-    return artifacts.publish(job, adapted, document, report.render(document, job.series))
+    aside = artifacts.begin(folder)
+    outputs = export.make(job, adapted, aside)
+    document = report.build(job, found, outputs, versions())
+    return artifacts.publish(job, adapted, aside, document, report.render(document, job.series))
 
 
 def _weights(spec: AdaptationSpec) -> list[Path]:

@@ -14,7 +14,7 @@ from modalbridge.cli import job_file
 from modalbridge.cli.exits import UsageError, reported
 from modalbridge.cli.options import DEFAULT_URL, AsJson, JobId, Limit, Url, connect
 from modalbridge.cli.output import megabytes, moment, print_json, print_line, print_rows, say
-from modalbridge.cli.progress import Patience, described, follow, reason_text, tell_outcome
+from modalbridge.cli.progress import Patience, described, follow, output_lines, reason_text, tell_outcome
 from modalbridge.client import Job
 from modalbridge.results import Event
 
@@ -28,6 +28,12 @@ def submit(
         Path | None, typer.Option("--weights", exists=True, dir_okay=False, help="The source model's file: safetensors or torch.")
     ] = None,
     model: Annotated[str | None, typer.Option("--model", help="The id of a stored source model, instead of --weights.")] = None,
+    output: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--output", metavar="FORMAT", help="torch_export or onnx, beside what JOB asks for; as often as there are some."
+        ),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job until it is over, as `watch` does.")] = False,
     timeout: Patience = None,
     key: Annotated[
@@ -39,8 +45,12 @@ def submit(
     """Submit a job, and print its id."""
     if weights is not None and model is not None:
         raise UsageError("both --weights and --model: one source model too many")
+    request = job_file.read(job)
+    if output:
+        asked = request.get("outputs") or []
+        request["outputs"] = [*(asked if isinstance(asked, list) else [asked]), *output]
     with connect(url) as client:
-        accepted = client.jobs.submit(job_file.read(job), weights if weights is not None else model, key)
+        accepted = client.jobs.submit(request, weights if weights is not None else model, key)
         if wait:
             say(f"{accepted.id} is {accepted.status}")
             tell_outcome(follow(client, accepted.id, timeout), as_json)
@@ -108,6 +118,7 @@ def _facts(job: Job) -> list[tuple[str, str]]:
     if job.result:
         facts.append(("verdict", job.verdict or "-"))
         facts += [("", reason_text(reason)) for reason in job.result.get("reasons") or ()]
+        facts += [("output", line) for line in output_lines(job)]
     if job.error:
         facts += [("error", f"{job.error.get('title')}: {job.error.get('detail')}"), ("", str(job.error.get("remedy", "")))]
     return facts
@@ -148,7 +159,10 @@ def delete(job_id: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> No
 @reported
 def download(
     job_id: JobId,
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Of an artifact. Default: the adapted weights.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="Of an artifact, or an output: torch_export, onnx. Default: the adapted weights."),
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="A file, or a folder to put it in.")] = Path(),
     every: Annotated[bool, typer.Option("--all", help="Every artifact, into the folder --output, which is made.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,

@@ -48,6 +48,8 @@ def tell_outcome(job: Job, as_json: bool) -> None:
     print_line(f"{job.id} {job.status}{took}: {job.verdict or 'no verdict'}")
     for reason in (job.result or {}).get("reasons") or ():
         print_line(f"  {reason_text(reason)}")
+    for line in output_lines(job, refused_alone=True):
+        print_line(f"  {line}")
     say(f"`modalbridge download {job.id}` gets the weights, with --all the report and the rest as well.")
 
 
@@ -57,6 +59,18 @@ def reason_text(reason: Any) -> str:
         return str(reason)
     figures = [f"{name} {reason[name]:.4g}" for name in ("value", "threshold") if isinstance(reason.get(name), int | float)]
     return f"{reason.get('what', reason)}" + (f" ({', '.join(figures)})" if figures else "")
+
+
+def output_lines(job: Job, refused_alone: bool = False) -> list[str]:
+    """What the adapted model was published as, and what it could not be."""
+    told = (job.result or {}).get("outputs") or {}
+    lines = []
+    for name, one in told.items():
+        if not one.get("published"):
+            lines.append(f"{name} is not published: {one.get('reason')}")
+        elif not refused_alone:
+            lines.append(f"{name}, {one.get('file')}")
+    return lines
 
 
 def _display() -> _Bar | _Lines:
