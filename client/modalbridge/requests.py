@@ -100,6 +100,7 @@ class JobRequest:
     further_source_models: Sequence[StoredSourceModel] | None = None
     name: str | None = None
     labels: Mapping[str, str] | None = None
+    priority: int | None = None
     method: str | None = None
     settings: Mapping[str, Any] | None = None
     seed: int | None = None
