@@ -106,7 +106,7 @@ def sweep(worker: WorkerProcess) -> None:
         remove_abandoned_uploads,
         remove_orphaned_blobs,
         remove_silent_rows,
-        webhooks.forget,
+        webhooks.forget_deliveries,
     ):
         _attempt(part, worker)
 
