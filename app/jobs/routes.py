@@ -133,14 +133,10 @@ def list_jobs(
     limit: Limit = 50,
     after: Annotated[str | None, Query(description="`next` of the previous page.")] = None,
 ) -> Any:
-    labels = dict(part.split(":", 1) if ":" in part else _bad_label(part) for part in label or [])
+    labels = service.labels_of(label or [])
     with request.app.state.db.read() as session:
         jobs = queries.newest(session, tenant, status=status or [], labels=labels, after=id_cursor(after, "job"), limit=limit + 1)
     return Page(data=[JobView.of(job) for job in jobs[:limit]], next=jobs[limit - 1].id if len(jobs) > limit else None)
-
-
-def _bad_label(part: str) -> tuple[str, str]:
-    raise Problem("invalid_request", f"label {part[:100]!r} is not `key:value`", pointer="/label")
 
 
 @router.get(
