@@ -22,6 +22,7 @@ PAGES = {
     "running": "/dashboard/jobs/{running}",
     "succeeded": "/dashboard/jobs/{succeeded}",
     "failed": "/dashboard/jobs/{failed}",
+    "compare": "/dashboard/compare?job={succeeded}&job={doubtful}",
     "problem": "/dashboard/nowhere",
 }
 MOST_BYTES = 300_000
