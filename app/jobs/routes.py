@@ -110,12 +110,12 @@ async def submit(
     """JSON that names a stored source model, or multipart with a `request` part (the same JSON) and a `source_model` file."""
     state = request.app.state
     received = await uploads.receive(
-        request, json_part="request", file_part="source_model", blobs=state.blobs, settings=state.settings
+        request, texts=["request"], json_part="request", file_part="source_model", blobs=state.blobs, settings=state.settings
     )
     with received:
-        if received.json is None:
+        if "request" not in received.texts:
             raise Problem("malformed_multipart", "the part `request` is missing")
-        wanted = parse(JobRequest, received.json)
+        wanted = parse(JobRequest, received.texts["request"])
         job, new = await run_in_threadpool(
             service.submit, state.db, state.blobs, state.settings, tenant, wanted, received.staged, idempotency_key
         )

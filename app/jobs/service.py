@@ -130,10 +130,10 @@ def _submitted_before(db: Database, tenant_id: str, key: str, digest: str) -> Jo
     return job
 
 
-def labels_of(parts: Sequence[str]) -> dict[str, str]:
-    """What a list is to be filtered by, from its parts, `key:value` each. Raises Problem invalid_request."""
+def labels_of(parts: Sequence[str], pointer: str = "/label") -> dict[str, str]:
+    """Labels from `key:value` each. Raises Problem invalid_request."""
     if bad := [part for part in parts if ":" not in part]:
-        raise Problem("invalid_request", f"label {bad[0][:100]!r} is not `key:value`", pointer="/label")
+        raise Problem("invalid_request", f"label {bad[0][:100]!r} is not `key:value`", pointer=pointer)
     return dict(part.split(":", 1) for part in parts)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, Request, Route, expect
 
 from app.jobs import events, lifecycle
+from tests.app.conftest import safetensors
 from tests.conftest import Service
 from tests.dashboard import seeding
 from tests.dashboard.seeding import Jobs
@@ -23,6 +25,7 @@ PAGES = {
     "succeeded": "/dashboard/jobs/{succeeded}",
     "failed": "/dashboard/jobs/{failed}",
     "compare": "/dashboard/compare?job={succeeded}&job={doubtful}",
+    "new": "/dashboard/jobs/new?like={failed}",
     "problem": "/dashboard/nowhere",
 }
 MOST_BYTES = 300_000
@@ -185,3 +188,30 @@ def test_without_javascript_everything_but_the_drawings_works(changed: Shown, op
     page.get_by_role("button", name="Try again").click()
     expect(page.locator(".state")).to_contain_text("queued")
     assert seeding.status(service, jobs.queued) == "queued"
+
+
+def test_a_job_is_submitted_from_the_browser(changed: Shown, open_page: Open, tmp_path: Path) -> None:
+    service, _ = changed
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(safetensors(seed=3))
+    page = open_page(f"{service.url}/dashboard/jobs", "422")
+    page.get_by_role("link", name="New job").click()
+    page.get_by_label("File of weights").set_input_files(weights)
+    page.get_by_label("Architecture").fill("torchvision/resnet18")
+    page.get_by_label("Classes").fill("box\nmug")
+    for group, folder in (("Target images", "target"), ("Pairs", "pairs")):
+        page.get_by_role("group", name=group).get_by_label("Where").fill(f"file://{service.settings.data_roots[0]}/{folder}")
+    page.get_by_label("Settings").fill('{"transfer": {"epoch": 1}}')
+    page.get_by_role("button", name="Submit").click()
+    summary = page.get_by_role("alert")
+    expect(summary).to_be_focused()
+    expect(summary).to_contain_text("the nearest known one is 'epochs'")
+    summary.get_by_role("link", name="Settings").click()
+    expect(page.get_by_label("Settings")).to_be_focused()
+    page.keyboard.press("Control+A")
+    page.keyboard.insert_text('{"transfer": {"epochs": 1}}')
+    page.get_by_label("File of weights").set_input_files(weights)
+    page.get_by_role("button", name="Submit").click()
+    expect(page.locator(".state")).to_contain_text("queued")
+    job = service.client.get(f"/jobs/{page.url.rpartition('/')[2]}").json()
+    assert job["request"]["settings"]["transfer"]["epochs"] == 1
