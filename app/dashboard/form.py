@@ -88,9 +88,9 @@ GROUPS: dict[str, tuple[Field, ...]] = {
     ),
     "Method": (
         Field("method", "/method", "Method", "", "choice", "tgmb_tgkt", get_args(Method)),
-        Field("settings", "/settings", "Settings", 'JSON, such as {"transfer": {"epochs": 5}}; empty: the defaults.', "json"),
         Field("seed", "/seed", "Seed", "", "line", "0"),
         Field("device", "/device", "Device", "", "choice", "auto", ("auto", "cpu", "cuda")),
+        Field("settings", "/settings", "Settings", 'JSON, such as {"transfer": {"epochs": 5}}; empty: the defaults.', "json"),
     ),
 }
 FIELDS = tuple(field for group in GROUPS.values() for field in group)
@@ -98,12 +98,14 @@ FILE = "source_model"
 FILE_POINTER = "/source_model"
 KEY = "key"
 """Hidden: the Idempotency-Key, so that a form that is sent twice makes one job."""
-TEXTS = (*(field.name for field in FIELDS), KEY)
+REST = Field("rest", "", "Anything else of the request", 'JSON, such as {"further_source_models": [{"id": "model_…"}]}.', "json")
+"""What the other fields have no place for."""
+TEXTS = (*(field.name for field in FIELDS), REST.name, KEY)
 _OPTIONAL = ("/data/pairs", "/data/evaluation")
 
 
 def defaults() -> dict[str, str]:
-    return {field.name: field.default for field in FIELDS}
+    return {field.name: field.default for field in (*FIELDS, REST)}
 
 
 def request_of(texts: Mapping[str, str]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
@@ -125,6 +127,11 @@ def request_of(texts: Mapping[str, str]) -> tuple[dict[str, Any], list[tuple[str
             _put(request, field.pointer, field.read(text))
         except Problem as problem:
             faults.append((field.pointer, problem.detail))
+    if texts.get(REST.name, "").strip():
+        try:
+            _fill(request, REST.read(texts[REST.name]))
+        except Problem as problem:
+            faults.append((REST.pointer, problem.detail))
     return request, faults
 
 
@@ -138,17 +145,21 @@ def texts_of(accepted: dict[str, Any]) -> dict[str, str]:
             value = value.get(part) if isinstance(value, dict) else None
         if value is not None:
             texts[field.name] = field.show(value)
+            _take(request, field.pointer)
+    texts[REST.name] = REST.show(request) if request else ""
     return texts
 
 
-def placed(faults: list[tuple[str, str]]) -> dict[str, list[str]]:
-    """What is wrong, by the name of the field that is nearest to the pointer; under "" what is of none."""
+def placed(faults: list[tuple[str, str]], texts: Mapping[str, str]) -> dict[str, list[str]]:
+    """What is wrong, by the name of the field that is nearest to the pointer; what is of none, by that of the rest, or "" where
+    that is empty."""
+    elsewhere = REST.name if texts.get(REST.name, "").strip() else ""
     sets = {field.pointer.removesuffix("/uri"): field.name for field in FIELDS if field.pointer.endswith("/uri")}
-    places = {field.pointer: field.name for field in FIELDS} | {FILE_POINTER: FILE} | sets
+    places = {field.pointer: field.name for field in FIELDS} | {FILE_POINTER: FILE, REST.pointer: REST.name} | sets
     found: dict[str, list[str]] = {}
     for pointer, detail in faults:
         near = max((place for place in places if pointer == place or pointer.startswith(f"{place}/")), key=len, default="")
-        name = places.get(near, "")
+        name = places.get(near, elsewhere)
         inner = pointer.removeprefix(near)
         found.setdefault(name, []).append(f"{inner}: {detail}" if inner and name else detail)
     return found
@@ -160,3 +171,25 @@ def _put(request: dict[str, Any], pointer: str, value: Any) -> None:
     for parent in parents:
         place = place.setdefault(parent, {})
     place[last] = value
+
+
+def _take(request: dict[str, Any], pointer: str) -> None:
+    """Out of the request, with what is empty then."""
+    first, _, rest = pointer[1:].partition("/")
+    if rest:
+        _take(request[first], f"/{rest}")
+    if not rest or not request[first]:
+        del request[first]
+
+
+def _fill(request: dict[str, Any], more: Any) -> None:
+    """What is not there yet. Raises Problem invalid_request."""
+    if not isinstance(more, dict):
+        raise Problem("invalid_request", "this is not a JSON object")
+    for name, value in more.items():
+        if isinstance(request.get(name), dict) and isinstance(value, dict):
+            _fill(request[name], value)
+        elif name not in request:
+            request[name] = value
+        else:
+            raise Problem("invalid_request", f"{name!r} has a field of its own above")

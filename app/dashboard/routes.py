@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import RedirectResponse
 from fastapi.staticfiles import StaticFiles
 
-from app.dashboard import compare, job, jobs, new_job
+from app.dashboard import compare, job, jobs, new_job, workers
 from app.dashboard.pages import STATIC, problems_are_pages
 from app.errors import Problem
 
@@ -16,7 +16,7 @@ def install(app: FastAPI) -> None:
     app.add_api_route("/", home, include_in_schema=False)
     app.mount("/dashboard/static", StaticFiles(directory=STATIC))
     pages = APIRouter(prefix="/dashboard", dependencies=[Depends(problems_are_pages)], include_in_schema=False)
-    for router in (jobs.router, compare.router, new_job.router, job.router):
+    for router in (jobs.router, compare.router, new_job.router, job.router, workers.router):
         pages.include_router(router)
     pages.add_api_route("", home)
     pages.add_api_route("/{rest:path}", nothing)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -15,6 +15,12 @@ from app.jobs.table import Job, JobEvent, JobLabel, JobMetric, Worker
 
 def by_id(session: Session, tenant_id: str, job_id: str) -> Job | None:
     return session.scalar(sa.select(Job).where(Job.tenant_id == tenant_id, Job.id == job_id))
+
+
+def names(session: Session, tenant_id: str, job_ids: Collection[str]) -> dict[str, str | None]:
+    """Id -> name, of those that are the tenant's."""
+    found = sa.select(Job.id, Job.name).where(Job.tenant_id == tenant_id, Job.id.in_(job_ids))
+    return {job_id: name for job_id, name in session.execute(found)}
 
 
 def version(session: Session, tenant_id: str, job_id: str) -> tuple[int, str] | None:

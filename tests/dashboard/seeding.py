@@ -32,7 +32,7 @@ class Jobs:
     cancelled: str
 
 
-def body(data: Path, **changes: Any) -> dict[str, Any]:
+def body(data: Path, /, **changes: Any) -> dict[str, Any]:
     return {
         "name": "hall 3",
         "labels": {"team": "robots"},
@@ -41,7 +41,7 @@ def body(data: Path, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def submitted(service: Service, data: Path, **changes: Any) -> str:
+def submitted(service: Service, data: Path, /, **changes: Any) -> str:
     answer = submit(service.client, body(data, **changes), safetensors())
     assert answer.status_code == 202, answer.text
     return answer.json()["id"]

@@ -26,6 +26,7 @@ PAGES = {
     "failed": "/dashboard/jobs/{failed}",
     "compare": "/dashboard/compare?job={succeeded}&job={doubtful}",
     "new": "/dashboard/jobs/new?like={failed}",
+    "workers": "/dashboard/workers",
     "problem": "/dashboard/nowhere",
 }
 MOST_BYTES = 300_000

@@ -103,11 +103,16 @@ def test_what_is_wrong_is_told_at_its_field_and_what_was_typed_is_kept(service: 
         ({"method": "magic"}, "method", "magic"),
         ({"model": "model_unknown"}, "model", "no source model"),
         ({"name": "x" * 201}, "name", "200"),
+        ({"rest": "[]"}, "rest", "not a JSON object"),
+        ({"rest": "{"}, "rest", "not JSON"),
+        ({"rest": '{"seed": 1}'}, "rest", "'seed' has a field of its own"),
+        ({"rest": '{"speed": 1}'}, "rest", "'speed' is not known here"),
+        ({"rest": '{"further_source_models": [{"id": "model_none"}]}'}, "rest", "no source model 'model_none'"),
     ],
 )  # fmt: skip
 def test_each_fault_is_at_its_field(service: Service, data: Path, changes: dict[str, str], field: str, words: str) -> None:
     answer = sent(service, filled(data, **changes), b"" if "model" in changes else safetensors())
-    _, said = refused(answer, 404 if "model" in changes else 422)
+    _, said = refused(answer, 404 if "model_" in str(changes) else 422)
     assert said.keys() == {field} and words in said[field], said
 
 
@@ -134,7 +139,8 @@ def test_a_form_of_another_site_makes_no_job(service: Service, data: Path) -> No
 
 def test_a_new_job_like_another_begins_with_its_request(service: Service, data: Path) -> None:
     settings = {"transfer": {"epochs": 7}, "weights": {"kl": 2.0}}
-    job = seeding.submitted(service, data, settings=settings, seed=5)
+    images = {"target": {"uri": f"file://{data}/target"}, "pairs": {"uri": f"file://{data}/pairs"}, "broken_image_share": 0.5}
+    job = seeding.submitted(service, data, settings=settings, seed=5, data=images)
     asked = service.client.get(f"/jobs/{job}").json()["request"]
     page = checked(service.client.get(ADDRESS, params={"like": job}))
     assert job.startswith("job_") and "file below" in page.text
