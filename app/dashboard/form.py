@@ -49,7 +49,8 @@ class Field:
             case "labels":
                 return "\n".join(f"{key}:{one}" for key, one in value.items())
             case "json":
-                return json.dumps(value, indent=1, ensure_ascii=False)
+                short = json.dumps(value, ensure_ascii=False)
+                return short if len(short) < 60 else json.dumps(value, indent=2, ensure_ascii=False)
         return str(value)
 
 
@@ -58,6 +59,7 @@ GROUPS: dict[str, tuple[Field, ...]] = {
     "Job": (
         Field("name", "/name", "Name"),
         Field("labels", "/labels", "Labels", "One a line, as key:value.", "labels"),
+        Field("priority", "/priority", "Priority", "-100 to 100; of your own jobs the higher goes first.", "line", "0"),
     ),
     "Source model": (
         Field("model", "/source_model/id", "Stored source model", "Or send a file, and say below how to read it.", "choice"),

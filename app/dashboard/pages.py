@@ -13,7 +13,7 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from app.dashboard import formats
-from app.dashboard.results import MODELS
+from app.dashboard.results import MODELS, number
 
 STATIC = Path(__file__).parent / "static"
 HEADERS = {
@@ -41,6 +41,7 @@ environment.globals |= {
     "asset": asset,
     "verdicts": {"deploy": "Deploy", "look_closer": "Look closer", "do_not_deploy": "Do not deploy"},
     "models": MODELS,
+    "number": number,
 }
 environment.filters |= {
     "figure": formats.figure,

@@ -52,9 +52,7 @@ new PerformanceObserver((list) => { for (const entry of list.getEntries()) windo
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_small_and_of_one_place_does_not_move_and_can_be_used_by_all(shown: Shown, open_page: Open, name: str) -> None:
-    page = open_page(
-        "about:blank", *(["404"] if name == "problem" else []), color_scheme="light", bypass_csp=True
-    )  # for axe's script
+    page = open_page("about:blank", *(["404"] if name == "problem" else []), color_scheme="light")
     sizes: dict[str, int] = {}
     page.on("response", lambda answer: sizes.update({answer.url: len(answer.body())}))
     page.add_init_script(WATCH_SHIFTS)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
 import sqlalchemy as sa
 
+from app.dashboard.job import phases
 from app.jobs import queries
-from app.jobs.table import Job
+from app.jobs.states import Status
+from app.jobs.table import Job, JobEvent
 from tests.conftest import Service
 from tests.dashboard import seeding
 from tests.dashboard.html import Html, checked
@@ -173,7 +176,7 @@ def test_a_job_is_cancelled_tried_again_and_deleted_by_plain_forms(changed: Show
 @pytest.mark.parametrize(
     "headers",
     [{"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}, {"Sec-Fetch-Site": "none"}, {"Origin": "https://evil.example"},
-     {"Origin": "null"}, {}],
+     {"Origin": "null"}, {"Origin": "http://["}, {}],
 )  # fmt: skip
 def test_a_form_of_another_site_changes_nothing(shown: Shown, headers: dict[str, str]) -> None:
     service, jobs = shown
@@ -227,3 +230,26 @@ def test_static_files_come_with_their_licences_and_change_their_address_with_the
         assert answer.status_code == 200 and re.search(r"\?v=[0-9a-f]{12}$", address)
     for name in ("htmx.LICENSE", "uPlot.LICENSE"):
         assert service.client.get(f"/dashboard/static/vendor/{name}").status_code == 200
+
+
+def test_phases_of_an_attempt_that_resumed_and_of_one_that_failed() -> None:
+    began = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def told(status: Status, *entered: str, finished_s: float | None = None) -> list[tuple[str, float | None]]:
+        job = Job(status=status, finished_at=began + timedelta(seconds=finished_s) if finished_s is not None else None)
+        at = [JobEvent(message=name, at=began + timedelta(seconds=10 * place)) for place, name in enumerate(entered)]
+        return [(phase.state, phase.seconds) for phase in phases(job, at, began + timedelta(seconds=60))]
+
+    done, to_come = ("done", None), ("to come", None)
+    assert told(Status.QUEUED) == [to_come] * 5
+    assert told(Status.RUNNING, "preparing", "transferring") == [("done", 10), done, ("now", 50), to_come, to_come]
+    assert told(Status.FAILED, "preparing", "bridging", finished_s=25) == [
+        ("done", 10),
+        ("stopped", 15),
+        to_come,
+        to_come,
+        to_come,
+    ]
+    assert told(Status.SUCCEEDED, "preparing", "evaluating", "publishing", finished_s=25) == [
+        ("done", 10), done, done, ("done", 10), ("done", 5),
+    ]  # fmt: skip

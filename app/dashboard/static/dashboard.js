@@ -12,7 +12,11 @@
     for (const element of document.querySelectorAll("[hx-trigger^='every']")) htmx.trigger(element, "refresh");
   });
 
-  const failed = () => { trouble.textContent = "The service does not answer. What you see may be old; it is asked again every few seconds."; };
+  const failed = (event) => {
+    trouble.textContent = event.detail.xhr.status === 404
+      ? "This was deleted meanwhile."
+      : "The service does not answer. What you see may be old; it is asked again every few seconds.";
+  };
   document.addEventListener("htmx:sendError", failed);
   document.addEventListener("htmx:responseError", failed);
   document.addEventListener("htmx:afterOnLoad", () => { trouble.textContent = ""; });
