@@ -9,7 +9,7 @@ WORKERS ?= 2
 FAULTS ?= 200
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos lint serve worker migrate stack lock clean
+.PHONY: help demo test browser chaos lint serve worker migrate stack lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -27,6 +27,10 @@ test: $(READY)  ## Lint, check the architecture, run the whole suite
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest --numprocesses auto --dist worksteal
+
+browser:  ## Install Chromium, in which the dashboard is tested, where it is missing (Debian; as root)
+	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null || { apt-get update -qq \
+	  && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; }
 
 chaos: $(READY)  ## Break a running service at random instants, and count what came of its jobs (FAULTS, SEED)
 	$(BIN)/python -m tests.chaos --faults $(FAULTS) $(if $(SEED),--seed $(SEED))

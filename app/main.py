@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import Depends, FastAPI
-from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,6 +15,7 @@ from app import health, logs, observability, problems
 from app.artifacts import routes as artifacts
 from app.blobs import open_blobs
 from app.broker import make_celery
+from app.dashboard import routes as dashboard
 from app.database import Database
 from app.datasets import routes as datasets
 from app.datasets.schemas import DatasetDescription
@@ -67,11 +67,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         observability.router,
     ):
         app.include_router(router)
-
-    @app.get("/", include_in_schema=False)
-    async def root() -> RedirectResponse:
-        return RedirectResponse("/docs")
-
+    dashboard.install(app)
     _describe_bodies(app)
     return app
 

@@ -127,7 +127,10 @@ async def no_null_characters(request: Request) -> None:
 
 
 def respond(request: Request, problem: Problem, headers: dict[str, str] | None = None) -> Response:
+    """As a document; or as the route's own way of showing one has it, which a page leaves in `request.state.show_problem`."""
     document = problem.document() | {"instance": request.url.path, "request_id": getattr(request.state, "request_id", None)}
+    if (show := getattr(request.state, "show_problem", None)) is not None:
+        return show(request, document, headers)
     return JSONResponse(document, status_code=problem.kind.status, media_type=MEDIA_TYPE, headers=headers)
 
 

@@ -1,4 +1,4 @@
-"""Bodies as they stream in: a JSON document in memory, a file straight to the disk, every byte counted.
+"""Bodies as they stream in: texts in memory, a file straight to the disk, every byte counted.
 
 Content-Length is only believed when it says "too much": it can lie, or be absent. About a mebibyte of a file is held at a
 time, whatever its size; it is written and hashed in a worker thread, so that a slow disk does not hold the event loop.
@@ -6,6 +6,7 @@ time, whatever its size; it is written and hashed in a worker thread, so that a 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from anyio import CancelScope
@@ -25,9 +26,9 @@ _FRAMING = 2**16
 
 @dataclass
 class Received:
-    """What came. The file is gone at the end of `with received:` unless it was kept."""
+    """What came: texts by their parts. The file is gone at the end of `with received:` unless it was kept."""
 
-    json: bytes | None
+    texts: dict[str, bytes]
     staged: Staged | None
 
     def __enter__(self) -> Received:
@@ -39,27 +40,36 @@ class Received:
 
 
 async def receive(
-    request: Request, *, json_part: str, file_part: str, blobs: Blobs, settings: Settings, max_file_bytes: int | None = None
+    request: Request,
+    *,
+    texts: Collection[str],
+    file_part: str,
+    blobs: Blobs,
+    settings: Settings,
+    json_part: str | None = None,
+    max_file_bytes: int | None = None,
 ) -> Received:
-    """The body: application/json as the JSON part alone, or multipart/form-data with either part, in any order.
+    """The body: multipart/form-data with any of these parts, in any order; or application/json, as `json_part` alone, where
+    there is one.
 
-    Either is None if it was not sent. max_file_bytes: that of the settings for a source model, unless it is given. Raises Problem unsupported_media_type, malformed_multipart, payload_too_large,
-    storage_full; nothing is then left on the disk.
+    The texts together are as long as a JSON body may be. max_file_bytes: that of the settings for a source model, unless it is
+    given. Raises Problem unsupported_media_type, malformed_multipart, payload_too_large, storage_full; nothing is then left on the
+    disk.
     """
     media_type, options = _media_type(request)
-    if media_type == b"application/json":
-        return Received(await _json(request, settings.max_request_bytes), None)
+    if json_part is not None and media_type == b"application/json":
+        return Received({json_part: await _json(request, settings.max_request_bytes)}, None)
     if media_type != b"multipart/form-data":
         raise _unsupported(media_type)
     if not (boundary := options.get(b"boundary")):
         raise Problem("malformed_multipart", "the Content-Type names no boundary")
-    limits = {json_part: settings.max_request_bytes, file_part: max_file_bytes or settings.max_upload_bytes}
+    file_limit = max_file_bytes or settings.max_upload_bytes
     try:
-        body = _Body(boundary, json_part, file_part, limits)
+        body = _Body(boundary, texts, file_part, settings.max_request_bytes, file_limit)
     except FormParserError as error:
         raise Problem("malformed_multipart", str(error)) from error
     if _announced(request) > body.limit:
-        raise _too_large(f"Content-Length is {_announced(request)}, of which the file may be", limits[file_part])
+        raise _too_large(f"Content-Length is {_announced(request)}, of which the file may be", file_limit)
     try:
         return await _multipart(request, body, blobs)
     except BaseException:
@@ -126,23 +136,24 @@ async def _multipart(request: Request, body: _Body, blobs: Blobs) -> Received:
     if not body.ended:
         raise Problem("malformed_multipart", "the body ends before its closing boundary")
     await run_sync(body.finish, blobs)
-    return Received(bytes(body.json) if body.json_part in body.seen else None, body.staged)
+    return Received({part: bytes(text) for part, text in body.texts.items() if part in body.seen}, body.staged)
 
 
 class _Body:
     """A multipart body as far as it has come. feed() runs on the event loop, write() and finish() in a thread, in turns."""
 
-    def __init__(self, boundary: bytes, json_part: str, file_part: str, limits: dict[str, int]) -> None:
-        self.json_part, self.file_part, self.limits = json_part, file_part, limits
-        self.limit = sum(limits.values()) + _FRAMING
-        self.json = bytearray()
+    def __init__(self, boundary: bytes, texts: Collection[str], file_part: str, text_limit: int, file_limit: int) -> None:
+        self.texts = {part: bytearray() for part in texts}
+        self.file_part, self.text_limit, self.file_limit = file_part, text_limit, file_limit
+        self.limit = text_limit + file_limit + _FRAMING
         self.staged: Staged | None = None
         self.seen: set[str] = set()
         self.ended = False
         self.waiting: list[bytes] = []
         self.waiting_bytes = 0
         self._total = 0
-        self._part, self._part_bytes = "", 0
+        self._part = ""
+        self._text_bytes = self._file_bytes = 0
         self._headers: dict[bytes, bytes] = {}
         self._field = self._value = b""
         self._parser = MultipartParser(
@@ -183,7 +194,7 @@ class _Body:
 
     def _part_begins(self) -> None:
         self._headers = {}
-        self._part, self._part_bytes = "", 0
+        self._part = ""
 
     def _header_field(self, data: bytes, start: int, end: int) -> None:
         self._field += data[start:end]
@@ -200,8 +211,8 @@ class _Body:
         if disposition != b"form-data" or b"name" not in options:
             raise Problem("malformed_multipart", "a part has no Content-Disposition: form-data with a name")
         name = options[b"name"].decode("utf-8", "replace")
-        if name not in self.limits:
-            known = " and ".join(repr(part) for part in self.limits)
+        if name not in self.texts and name != self.file_part:
+            known = " and ".join(repr(part) for part in (*self.texts, self.file_part))
             raise Problem("malformed_multipart", f"the part {name[:100]!r} is not known here; {known} are")
         if name in self.seen:
             raise Problem("malformed_multipart", f"the part {name!r} was sent twice")
@@ -213,14 +224,17 @@ class _Body:
         self._part = name
 
     def _data(self, data: bytes, start: int, end: int) -> None:
-        self._part_bytes += end - start
-        if self._part_bytes > self.limits[self._part]:
-            raise _too_large(f"the part {self._part!r} has", self.limits[self._part])
-        if self._part == self.json_part:
-            self.json += data[start:end]
-        else:
+        if self._part == self.file_part:
+            self._file_bytes += end - start
+            if self._file_bytes > self.file_limit:
+                raise _too_large(f"the part {self._part!r} has", self.file_limit)
             self.waiting.append(data[start:end])
             self.waiting_bytes += end - start
+        else:
+            self._text_bytes += end - start
+            if self._text_bytes > self.text_limit:
+                raise _too_large(f"the part {self._part!r} has", self.text_limit)
+            self.texts[self._part] += data[start:end]
 
     def _end(self) -> None:
         self.ended = True

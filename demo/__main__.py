@@ -163,7 +163,8 @@ def run(folder: Path, seed: int, keep: bool) -> None:
         console.print(f"Report:        {folder / 'report.html'}")
         if keep:
             console.print(
-                f"               {url}{address}/artifacts/report.html\nAPI's page:    {url}/docs\nCtrl-C ends the service."
+                f"               {url}{address}/artifacts/report.html\nDashboard:     {url}/dashboard{address}\n"
+                f"API's page:    {url}/docs\nCtrl-C ends the service."
             )
             signal.pause()
 

@@ -62,6 +62,7 @@ async def upload(request: Request, tenant: Tenant) -> Response:
     state = request.app.state
     received = await uploads.receive(
         request,
+        texts=["description"],
         json_part="description",
         file_part="dataset",
         blobs=state.blobs,
@@ -69,7 +70,7 @@ async def upload(request: Request, tenant: Tenant) -> Response:
         max_file_bytes=state.settings.max_dataset_bytes,
     )
     with received:
-        description = parse(DatasetDescription, received.json) if received.json is not None else DatasetDescription()
+        description = parse(DatasetDescription, text) if (text := received.texts.get("description")) is not None else DatasetDescription()
         if received.staged is None:
             raise Problem("missing_file", "no multipart part `dataset`", pointer=service.POINTER)
         dataset, new = await run_in_threadpool(

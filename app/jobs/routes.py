@@ -110,12 +110,12 @@ async def submit(
     """JSON that names a stored source model, or multipart with a `request` part (the same JSON) and a `source_model` file."""
     state = request.app.state
     received = await uploads.receive(
-        request, json_part="request", file_part="source_model", blobs=state.blobs, settings=state.settings
+        request, texts=["request"], json_part="request", file_part="source_model", blobs=state.blobs, settings=state.settings
     )
     with received:
-        if received.json is None:
+        if "request" not in received.texts:
             raise Problem("malformed_multipart", "the part `request` is missing")
-        wanted = parse(JobRequest, received.json)
+        wanted = parse(JobRequest, received.texts["request"])
         job, new = await run_in_threadpool(
             service.submit, state.db, state.blobs, state.settings, tenant, wanted, received.staged, idempotency_key
         )
@@ -133,14 +133,10 @@ def list_jobs(
     limit: Limit = 50,
     after: Annotated[str | None, Query(description="`next` of the previous page.")] = None,
 ) -> Any:
-    labels = dict(part.split(":", 1) if ":" in part else _bad_label(part) for part in label or [])
+    labels = service.labels_of(label or [])
     with request.app.state.db.read() as session:
         jobs = queries.newest(session, tenant, status=status or [], labels=labels, after=id_cursor(after, "job"), limit=limit + 1)
     return Page(data=[JobView.of(job) for job in jobs[:limit]], next=jobs[limit - 1].id if len(jobs) > limit else None)
-
-
-def _bad_label(part: str) -> tuple[str, str]:
-    raise Problem("invalid_request", f"label {part[:100]!r} is not `key:value`", pointer="/label")
 
 
 @router.get(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy.exc import IntegrityError
@@ -127,6 +128,13 @@ def _submitted_before(db: Database, tenant_id: str, key: str, digest: str) -> Jo
     if job is not None and job.request_digest != digest:
         raise Problem("idempotency_conflict", f"key {key!r} already gave {job.id}, for another request", job_id=job.id)
     return job
+
+
+def labels_of(parts: Sequence[str], pointer: str = "/label") -> dict[str, str]:
+    """Labels from `key:value` each. Raises Problem invalid_request."""
+    if bad := [part for part in parts if ":" not in part]:
+        raise Problem("invalid_request", f"label {bad[0][:100]!r} is not `key:value`", pointer=pointer)
+    return dict(part.split(":", 1) for part in parts)
 
 
 def read(db: Database, tenant_id: str, job_id: str) -> Job:

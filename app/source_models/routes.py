@@ -67,12 +67,17 @@ async def upload(request: Request, tenant: Tenant) -> Response:
     never run: a pickle that asks for more than tensors is refused."""
     state = request.app.state
     received = await uploads.receive(
-        request, json_part="description", file_part="source_model", blobs=state.blobs, settings=state.settings
+        request,
+        texts=["description"],
+        json_part="description",
+        file_part="source_model",
+        blobs=state.blobs,
+        settings=state.settings,
     )
     with received:
-        if received.json is None:
+        if "description" not in received.texts:
             raise Problem("malformed_multipart", "the part `description` is missing")
-        description = parse(SourceModelDescription, received.json)
+        description = parse(SourceModelDescription, received.texts["description"])
         if received.staged is None:
             raise Problem("missing_file", "no multipart part `source_model`", pointer="/source_model")
         model, new = await run_in_threadpool(service.store, state.db, state.blobs, tenant, description, received.staged)

@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 
+from app.artifacts.table import Artifact
+from app.blobs import LocalBlobs
+from app.dashboard import report as dashboard_report
+from app.dashboard import results
 from worker.adaptation import report, verdict
 
 
@@ -112,6 +116,18 @@ def test_the_report_says_what_was_done_with_what(adapt):
     assert ran.result.summary == ran.report["summary"]
     assert ran.result.summary["verdict"] in verdict.WORSE
     assert json.loads((ran.out / "artifacts/metrics.json").read_text())["evaluation"] == ran.report["evaluation"]
+
+
+def test_the_dashboard_reads_every_measure_and_class(adapt, tmp_path):
+    ran = adapt()
+    blobs = LocalBlobs(tmp_path)
+    blobs.prepare()
+    size, _ = blobs.put(ran.out / "artifacts/report.json", "jobs/report.json")
+    told = dashboard_report.by_class(blobs, [Artifact(name="report.json", size=size, blob_key="jobs/report.json")])
+    recall = ran.report["evaluation"]["labelled"]["adapted"]["per_class"]
+    assert {row.name: row.adapted for row in told.rows} == pytest.approx(recall)
+    assert sum(row.images for row in told.rows) == 36
+    assert [row.measure for row in results.rows(ran.report["summary"])] == list(results.MEASURES)
 
 
 PEAK = "from worker.adaptation.report import peak_bytes; x = bytearray({held} * 2**20); print(peak_bytes() // 2**20)"

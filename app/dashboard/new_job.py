@@ -1,0 +1,87 @@
+"""The page that submits a job from a browser: what POST /jobs takes, with what is wrong told at the field that it is of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import RedirectResponse
+
+from app import broker, uploads
+from app.dashboard import form
+from app.dashboard.jobs import ADDRESS
+from app.dashboard.pages import page
+from app.dashboard.same_origin import same_origin
+from app.errors import Problem
+from app.ids import new_id
+from app.jobs import service
+from app.problems import parse
+from app.source_models import queries as source_models
+from app.spec import JobRequest
+from app.tenancy import Tenant
+
+router = APIRouter(prefix="/jobs/new")
+OFFERED = 100
+"""The newest source models, to choose from."""
+
+
+@router.get("")
+def new_job(request: Request, tenant: Tenant, like: str | None = None) -> Response:
+    """like: a job that the form is to begin with."""
+    texts = form.defaults()
+    if like is not None:
+        texts = form.texts_of(service.read(request.app.state.db, tenant, like).request)
+    return _page(request, tenant, texts)
+
+
+@router.post("", dependencies=[Depends(same_origin)])
+async def submit(request: Request, tenant: Tenant) -> Response:
+    """To the new job's page; or the form again, as it was filled in, with what is wrong."""
+    state = request.app.state
+    received = await uploads.receive(request, texts=form.TEXTS, file_part=form.FILE, blobs=state.blobs, settings=state.settings)
+    with received:
+        texts = {name: text.decode("utf-8", "replace").replace("\r\n", "\n") for name, text in received.texts.items()}
+        wanted, faults = form.request_of(texts)
+        staged = received.staged if received.staged is not None and received.staged.size else None  # none was chosen
+        try:
+            if faults:
+                raise Problem("invalid_request", faults[0][1], errors=[{"pointer": at, "detail": what} for at, what in faults])
+            job, new = await run_in_threadpool(
+                service.submit, state.db, state.blobs, state.settings, tenant, parse(JobRequest, json.dumps(wanted).encode()), staged,
+                texts.get(form.KEY) or None,
+            )  # fmt: skip
+        except Problem as problem:
+            if problem.kind.status >= 500:
+                raise
+            return await run_in_threadpool(_page, request, tenant, form.defaults() | texts, problem)
+    if new:
+        await run_in_threadpool(broker.wake, state.celery, job.id)
+    return RedirectResponse(f"{ADDRESS}/{job.id}", 303)
+
+
+def _page(request: Request, tenant: str, texts: Mapping[str, str], problem: Problem | None = None) -> Response:
+    state = request.app.state
+    with state.db.read() as session:
+        models = source_models.newest(session, tenant, after=None, limit=OFFERED)
+        named = texts.get("model", "")
+        if named and named not in [model.id for model in models] and (older := source_models.by_id(session, tenant, named)):
+            models = [*models, older]
+    faults = []
+    if problem is not None:
+        listed = problem.context.get("errors") or [{"pointer": problem.pointer or "", "detail": problem.detail}]
+        faults = [(one["pointer"] or "", one["detail"]) for one in listed]
+    return page(
+        "new_job.html",
+        problem.kind.status if problem is not None else 200,
+        groups=form.GROUPS,
+        rest=form.REST,
+        fields={field.name: field for field in (*form.FIELDS, form.REST)},
+        texts=texts,
+        key=new_id("form"),
+        problem=problem,
+        faults=form.placed(faults, texts),
+        models=models,
+        roots=[str(root) for root in state.settings.data_roots],
+    )

@@ -1,0 +1,167 @@
+"""Jobs in every state, made by the functions that a client and a worker make them by."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from app.errors import Problem
+from app.jobs import events, lifecycle
+from app.jobs.lifecycle import Claim
+from app.jobs.table import Job, Worker
+from tests.app.conftest import make_data, safetensors, submit
+from tests.conftest import Service
+
+CLASSES = ["box", "mug", "lamp"]
+HOSTILE = '<script>alert("x")</script> hall & 3'
+
+
+@dataclass
+class Jobs:
+    """Ids by what became of them."""
+
+    queued: str
+    running: str
+    succeeded: str
+    doubtful: str
+    failed: str
+    cancelled: str
+
+
+def body(data: Path, /, **changes: Any) -> dict[str, Any]:
+    return {
+        "name": "hall 3",
+        "labels": {"team": "robots"},
+        "source_model": {"architecture": "torchvision/resnet18", "classes": CLASSES, "input": {"size": 32}},
+        "data": {"target": {"uri": f"file://{data}/target"}, "pairs": {"uri": f"file://{data}/pairs"}},
+    } | changes
+
+
+def submitted(service: Service, data: Path, /, **changes: Any) -> str:
+    answer = submit(service.client, body(data, **changes), safetensors())
+    assert answer.status_code == 202, answer.text
+    return answer.json()["id"]
+
+
+def claimed(service: Service, job_id: str) -> Claim:
+    with service.db.write() as session:
+        found = lifecycle.claim_next(session, "worker_a", lease=timedelta(minutes=30), now=service.db.now(session))
+    assert found is not None and found.job_id == job_id
+    return found
+
+
+def trained(service: Service, claim: Claim, steps: int, lowest: float = 0.02) -> None:
+    """Phases, a warning, a line of log, and the points of three curves: one each ten steps."""
+    with service.db.write() as session:
+        now = service.db.now(session)
+        progress = {"phase": "bridging", "step": steps, "of": 2 * steps, "fraction": 0.42, "eta_s": 252.0, "images_per_s": 88.0}
+        job = lifecycle.record(
+            session, claim, now=now, phase="bridging", progress=progress | {"losses": {"L_rec": 0.031, "L_D": 0.69}}
+        )
+        assert job is not None
+        for kind, message in [
+            ("started", "started on a CPU of two cores"), ("phase", "preparing"), ("data", "target: 10 images"), ("phase", "bridging"),
+            ("warning", f"2 images are broken, the first is {HOSTILE}"), ("log", "precision fp32: there is no bf16"),
+        ]:  # fmt: skip
+            events.append(session, job, kind, message, now=now)
+        points = {}
+        for step in range(0, steps, 10):
+            points["bridging/L_rec", step] = lowest + math.exp(-4 * step / steps)
+            points["bridging/L_D", step] = 0.69 + 0.05 * math.sin(step / 70)
+            points["transferring/L_KL", step] = 1.5 * math.exp(-2 * step / steps)
+        points["evaluation/labelled/adapted/accuracy", steps] = 0.75
+        lifecycle.record_metrics(session, claim, points)
+
+
+def report(classes: list[str], images: int = 20) -> dict[str, Any]:
+    """As much of the engine's report.json as a page reads."""
+
+    def model(right: int) -> dict[str, Any]:
+        K = len(classes)
+        rest = images - right
+        confusion = [[right if a == b else rest if b == (a + 1) % K else 0 for b in range(K)] for a in range(K)]
+        return {"accuracy": right / images, "per_class": dict.fromkeys(classes, right / images), "confusion": confusion}
+
+    return {"source_model": {"classes": classes}, "evaluation": {"labelled": {"source_only": model(7), "adapted": model(15)}}}
+
+
+def result(verdict: str, reasons: list[str], accuracy: bool = True) -> dict[str, Any]:
+    def evidence(entropy: float) -> dict[str, float]:
+        return {"mean_entropy": entropy, "entropy_share": entropy, "effective_classes": 2.7, "largest_class_share": 0.41}
+
+    measured = {name: {"accuracy": value, "balanced_accuracy": value - 0.01} for name, value in
+                (("source_only", 0.443), ("bridged", 0.61), ("adapted", 0.753))}  # fmt: skip
+    return {
+        "verdict": verdict,
+        "reasons": reasons,
+        "accuracy": measured | {"images": 60} if accuracy else None,
+        "evidence": {"source_only": evidence(0.8), "bridged": evidence(0.5), "adapted": evidence(0.3), "changed": 0.4},
+        "pairs": {"held_out": 45, "source_only": {"feature_distance_ratio": 1.0}, "adapted": {"feature_distance_ratio": 0.4}},
+    }
+
+
+def publish(service: Service, claim: Claim, told: dict[str, Any], **files: bytes) -> None:
+    """Succeeds with these artifacts, by name with `__` for the dot."""
+    artifacts = []
+    for given, content in files.items():
+        name = given.replace("__", ".")
+        with service.blobs.stage() as staged:
+            staged.write(content)
+            key = f"jobs/{claim.tenant_id}/{claim.job_id}/{claim.attempt}/{name}"
+            service.blobs.keep(staged, key)
+        media_type = {"html": "text/html; charset=utf-8", "json": "application/json"}.get(
+            name.rpartition(".")[2], "application/octet-stream"
+        )
+        artifacts.append({"name": name, "media_type": media_type, "size": len(content), "sha256": staged.sha256, "blob_key": key})
+    with service.db.write() as session:
+        assert lifecycle.succeed(session, claim, result=told, artifacts=artifacts, now=service.db.now(session))
+
+
+def succeeded(service: Service, data: Path, told: dict[str, Any], steps: int = 300, lowest: float = 0.02, **changes: Any) -> str:
+    job_id = submitted(service, data, **changes)
+    claim = claimed(service, job_id)
+    trained(service, claim, steps, lowest)
+    document = json.dumps(report(CLASSES)).encode()
+    publish(service, claim, told, model__safetensors=b"weights", report__json=document, report__html=b"<p>The report</p>")
+    return job_id
+
+
+def failed(service: Service, data: Path, **changes: Any) -> str:
+    job_id = submitted(service, data, **changes)
+    claim = claimed(service, job_id)
+    problem = Problem("training_diverged", "L_rec is nan by step 40 of bridging", pointer="/settings/bridging/lr").document()
+    with service.db.write() as session:
+        assert lifecycle.fail(session, claim, problem, now=service.db.now(session))
+    return job_id
+
+
+def seeded(service: Service, steps: int = 1000) -> Jobs:
+    """steps: of the running job, which has a point of each curve every ten."""
+    data = make_data(service.settings.data_roots[0])
+    good = succeeded(service, data, result("deploy", []), name="good")
+    reason = "Mean entropy of the predictions, as a share of ln K, is high"
+    doubtful = succeeded(
+        service, data, result("look_closer", [reason], accuracy=False), lowest=0.1, name=HOSTILE, settings={"transfer": {"epochs": 3}}
+    )  # fmt: skip
+    bad = failed(service, data, name="diverged", labels={})
+    running = submitted(service, data, name="a long one", labels={"team": "robots", "site": "b"})
+    trained(service, claimed(service, running), steps)
+    cancelled = submitted(service, data, name="not wanted")
+    assert service.client.post(f"/jobs/{cancelled}/cancel").status_code == 202
+    queued = submitted(service, data, name="next")
+    with service.db.write() as session:
+        now = service.db.now(session)
+        session.add(Worker(id="worker_a", host="machine-1", pid=4711, job_id=running, started_at=now, last_seen_at=now))
+        session.add(Worker(id="worker_b", host="machine-2", pid=12, job_id=None, started_at=now, last_seen_at=now))
+    return Jobs(queued, running, good, doubtful, bad, cancelled)
+
+
+def status(service: Service, job_id: str) -> str:
+    with service.db.read() as session:
+        job = session.get(Job, job_id)
+        assert job is not None
+        return job.status
