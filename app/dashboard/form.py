@@ -9,10 +9,18 @@ from typing import Any, Literal, get_args
 
 from app.errors import Problem
 from app.jobs.service import labels_of
-from app.spec import DataSet, JobRequest, Method, Modality
+from app.spec import ImagesReference, JobRequest, Method, Modality, PairsReference
 
 Kind = Literal["line", "lines", "labels", "json", "choice"]
-LAYOUTS = ("folder", "list", *get_args(DataSet))
+
+
+def choices(annotation: Any) -> tuple[str, ...]:
+    """What a Literal, or several of them, can be."""
+    return tuple(one for part in get_args(annotation) for one in ([part] if isinstance(part, str) else choices(part)))
+
+
+LAYOUTS = choices(ImagesReference.model_fields["layout"].annotation)
+PAIRS_LAYOUTS = choices(PairsReference.model_fields["layout"].annotation)
 
 
 @dataclass(frozen=True)
@@ -70,14 +78,19 @@ GROUPS: dict[str, tuple[Field, ...]] = {
         Field("input", "/source_model/input", "Input", "Of the file: JSON of size, mean, std, resize.", "json", '{"size": 224}'),
     ),
     "Target images": (
-        Field("target_uri", "/data/target/uri", "Where they lie", "Unlabelled images of the new sensor, as file:///folder."),
+        Field(
+            "target_uri",
+            "/data/target/uri",
+            "Where they lie",
+            "Unlabelled images of the new sensor: file:///folder, or what else the service takes.",
+        ),
         Field("target_layout", "/data/target/layout", "Layout", "", "choice", "folder", LAYOUTS),
         Field("modality", "/data/target/modality", "Modality", "", "choice", "depth", get_args(Modality)),
         Field("target_scaling", "/data/target/scaling", "Scaling", _SCALING, "json"),
     ),
     "Pairs": (
         Field("pairs_uri", "/data/pairs/uri", "Where they lie", "RGB and the new sensor, of other things than the task's."),
-        Field("pairs_layout", "/data/pairs/layout", "Layout", "", "choice", "pairs", ("pairs", *get_args(DataSet))),
+        Field("pairs_layout", "/data/pairs/layout", "Layout", "", "choice", "pairs", PAIRS_LAYOUTS),
         Field("pairs_source", "/data/pairs/source", "Folder or column of RGB", "", "line", "rgb"),
         Field("pairs_target", "/data/pairs/target", "Folder or column of the new sensor", "", "line", "depth"),
         Field("pairs_scaling", "/data/pairs/scaling", "Scaling", _SCALING, "json"),
