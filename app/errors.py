@@ -46,8 +46,8 @@ CODES: dict[str, Code] = {
     "method_not_allowed": Code(405, "The address does not take this method", "See /docs for what it takes."),
     "cross_origin": Code(
         403,
-        "The form did not come from this service's own pages",
-        "Open the dashboard and send it from there. A proxy before the service must pass the Host header on as the browser sent it.",
+        "The request came from the page of another site",
+        "Send it from the dashboard, or from a program that is no browser. A proxy before the service must pass the Host header on as the browser sent it.",
     ),
     "range_not_satisfiable": Code(
         416, "The range lies outside the file", "Ask for a range below the size that Content-Range names."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse
 
@@ -13,7 +13,6 @@ from app import broker, uploads
 from app.dashboard import form
 from app.dashboard.jobs import ADDRESS
 from app.dashboard.pages import page
-from app.dashboard.same_origin import same_origin
 from app.errors import Problem
 from app.ids import new_id
 from app.jobs import service
@@ -36,7 +35,7 @@ def new_job(request: Request, tenant: Tenant, like: str | None = None) -> Respon
     return _page(request, tenant, texts)
 
 
-@router.post("", dependencies=[Depends(same_origin)])
+@router.post("")
 async def submit(request: Request, tenant: Tenant) -> Response:
     """To the new job's page; or the form again, as it was filled in, with what is wrong."""
     state = request.app.state

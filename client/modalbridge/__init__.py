@@ -28,6 +28,7 @@ from modalbridge.errors import (
     SourceModelInUse,
     StorageFull,
     Timeout,
+    TooManyWebhooks,
     Unavailable,
     UnexpectedAnswer,
 )
@@ -53,5 +54,5 @@ __all__ = [
     "InvalidSourceModel", "Job", "JobActive", "JobCancelled", "JobEnded", "JobFailed", "JobFinished", "JobNotSucceeded",
     "JobRequest", "JobState", "Jobs", "MetricPoint", "ModalBridgeError", "NotFound", "NotReady", "NotRetryable", "Pairs", "ProblemError",
     "Progress", "Retries", "Scaling", "ServiceFault", "SourceModel", "SourceModelDescription", "SourceModelInUse", "SourceModels",
-    "StorageFull", "StoredSourceModel", "Target", "Timeout", "Unavailable", "UnexpectedAnswer", "__version__",
+    "StorageFull", "StoredSourceModel", "Target", "Timeout", "TooManyWebhooks", "Unavailable", "UnexpectedAnswer", "__version__",
 ]  # fmt: skip

@@ -16,7 +16,7 @@ ModalBridgeError
     ├── NotFound            404: no such job, source model, dataset, artifact or address
     ├── Conflict            409: the state of things does not allow it
     │   ├── IdempotencyConflict, JobActive, JobFinished, JobNotSucceeded, NotRetryable, SourceModelInUse,
-    │   │   DatasetInUse
+    │   │   DatasetInUse, TooManyWebhooks
     └── ServiceFault        5xx: the request may be right, the service could not
         ├── NotReady, Unavailable, StorageFull, Internal
 
@@ -126,6 +126,10 @@ class DatasetInUse(Conflict):
     """A job still names the dataset."""
 
 
+class TooManyWebhooks(Conflict):
+    """One that is no longer needed must be deleted first."""
+
+
 class ServiceFault(ProblemError):
     """The request may be right; the service could not."""
 
@@ -175,6 +179,7 @@ BY_CODE: dict[str, type[ProblemError]] = {
     "not_retryable": NotRetryable,
     "source_model_in_use": SourceModelInUse,
     "dataset_in_use": DatasetInUse,
+    "too_many_webhooks": TooManyWebhooks,
     "storage_full": StorageFull,
     "not_ready": NotReady,
     "database_unavailable": Unavailable,
