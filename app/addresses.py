@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import ssl
+import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
@@ -55,7 +57,10 @@ def _within(address: IPAddress) -> Iterable[ipaddress.IPv4Address]:
 
 def resolve(host: str, port: int) -> list[str]:
     """Raises OSError."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:  # two dots, or a label of 64 letters
+        raise OSError(f"{host!r} is no name of a host") from error
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
@@ -95,3 +100,53 @@ class CheckedBackend(httpcore.NetworkBackend):
         self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
     ) -> httpcore.NetworkStream:
         raise ForbiddenAddressError("a socket of this machine")
+
+
+class TimedBackend(httpcore.NetworkBackend):
+    """Of another backend, all that is made within so many seconds from now on: a peer that sends a byte now and then gains no time.
+    What takes longer raises httpcore.TimeoutException."""
+
+    def __init__(self, backend: httpcore.NetworkBackend, seconds: float) -> None:
+        self._backend, self._until = backend, time.monotonic() + seconds
+
+    def left(self) -> float:
+        if (left := self._until - time.monotonic()) <= 0:
+            raise httpcore.ReadTimeout("the time for the whole exchange is over")
+        return left
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.NetworkStream:
+        return _TimedStream(self._backend.connect_tcp(host, port, self.left(), local_address, socket_options), self)
+
+    def connect_unix_socket(
+        self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
+    ) -> httpcore.NetworkStream:
+        return _TimedStream(self._backend.connect_unix_socket(path, self.left(), socket_options), self)
+
+
+class _TimedStream(httpcore.NetworkStream):
+    def __init__(self, stream: httpcore.NetworkStream, time_of: TimedBackend) -> None:
+        self._stream, self._time_of = stream, time_of
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, self._time_of.left())
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._stream.write(buffer, self._time_of.left())
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        return _TimedStream(self._stream.start_tls(ssl_context, server_hostname, self._time_of.left()), self._time_of)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)

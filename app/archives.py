@@ -31,6 +31,9 @@ MAX_DIRECTORY_BYTES = 64 * 2**20
 """Of a zip archive: 200 bytes for each of so many."""
 MAX_HEADER_BYTES = 64 * 2**10
 """Of one entry of a tar archive, extended attributes included."""
+MAX_HEADERS_BYTES = 4 * MAX_HEADER_BYTES
+"""Of all headers before one entry: tarfile reads maps of sparse files, too, which may be as large as the archive."""
+MAX_GLOBAL = 100
 MAX_RATIO, SLACK = 200, 64 * 2**20
 """Images do not shrink; text, and images of one colour, may shrink a hundredfold."""
 MAX_NAME_BYTES, MAX_PART_BYTES, MAX_DEPTH = 1024, 255, 32
@@ -89,6 +92,8 @@ class Names:
         if twice := [parent for parent in parents if parent in self.files]:
             raise self.unsafe(name, f"{twice[0]!r} is a file and a folder")
         self.folders.update(parents)
+        if len(self.folders) > MAX_ENTRIES:
+            raise Problem("archive_bomb", f"{self.what} has more than {MAX_ENTRIES} folders", pointer=self.pointer)
         (self.folders if folder else self.files).add(plain)
         return plain
 
@@ -251,7 +256,10 @@ def _taped(path: Path, meter: _Meter, names: Names, zipped: bool) -> Iterator[tu
         forward = _Forward(stream, meter)
         with tarfile.open(fileobj=forward, mode="r:", encoding="utf-8", errors="surrogateescape") as archive:  # type: ignore[call-overload]
             while (entry := archive.next()) is not None:
+                forward.header_left = MAX_HEADERS_BYTES
                 archive.members.clear()  # type: ignore[attr-defined]  # else it keeps them all
+                if len(archive.pax_headers) > MAX_GLOBAL:  # each entry takes a copy of them
+                    raise Problem("archive_bomb", f"more than {MAX_GLOBAL} attributes of all entries", pointer=meter.pointer)
                 name = names.add(entry.name, folder=entry.isdir())
                 if (why := _wrong_in_tar(entry)) is not None:
                     raise names.unsafe(entry.name, why)
@@ -263,7 +271,7 @@ def _taped(path: Path, meter: _Meter, names: Names, zipped: bool) -> Iterator[tu
                         continue
         if forward.last != bytes(tarfile.BLOCKSIZE):
             raise EOFError("the mark of its end is missing")
-        while forward.read(_Forward.MOST):  # to the end, where gzip's checksum is looked at
+        while forward.content(_Forward.MOST):  # to the end, where gzip's checksum is looked at
             continue
 
 
@@ -282,7 +290,7 @@ class _InTar:
         self._forward, self._left = forward, size
 
     def read(self, size: int) -> bytes:
-        piece = self._forward.read(min(size, self._left, _Forward.MOST))
+        piece = self._forward.content(min(size, self._left, _Forward.MOST))
         if self._left and not piece:
             raise EOFError("an entry is cut off")
         self._left -= len(piece)
@@ -296,11 +304,19 @@ class _Forward:
 
     def __init__(self, stream: IO[bytes], meter: _Meter) -> None:
         self._stream, self._meter, self._at, self.last = stream, meter, 0, b""
+        self.header_left = MAX_HEADERS_BYTES
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= self.MOST:
             detail = f"a header of {size} bytes; at most {self.MOST} are read"
             raise Problem("archive_bomb", detail, pointer=self._meter.pointer)
+        self.header_left -= size
+        if self.header_left < 0:
+            raise Problem("archive_bomb", f"headers of more than {MAX_HEADERS_BYTES} bytes", pointer=self._meter.pointer)
+        return self.content(size)
+
+    def content(self, size: int) -> bytes:
+        """The same, of what is no header."""
         piece = self._stream.read(size)
         self._meter.count(len(piece))
         self._at += len(piece)
@@ -313,7 +329,7 @@ class _Forward:
     def seek(self, position: int) -> int:
         if position < self._at:
             raise tarfile.ReadError(f"it leads back from byte {self._at} to byte {position}")
-        while self._at < position and self.read(min(position - self._at, self.MOST)):
+        while self._at < position and self.content(min(position - self._at, self.MOST)):
             continue
         return self._at
 

@@ -17,7 +17,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -173,6 +173,10 @@ class Cache:
                     excess -= entries[key]
         for place in gone:
             shutil.rmtree(place, ignore_errors=True)
+        for path in self.locks.iterdir():  # of what could not be fetched
+            if not (self.entries / path.name).exists() and (lock := self._lock(path.name, fcntl.LOCK_EX)) is not None:
+                with lock:
+                    path.unlink()
 
     @contextmanager
     def _counting(self) -> Iterator[None]:
@@ -196,14 +200,12 @@ class Cache:
         for place in self.aside.iterdir():
             if mine is not None and place == mine.place:
                 continue
-            try:
-                with (place / "reserved").open() as file:
+            with suppress(FileNotFoundError, NotADirectoryError), (place / "reserved").open() as file:
+                try:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                total += int((place / "reserved").read_text() or 0)
-                continue
-            except (FileNotFoundError, NotADirectoryError):
-                pass
+                except BlockingIOError:
+                    total += int(file.read() or 0)  # by the handle: its room may be removed meanwhile
+                    continue
             gone.append(place)
         return total
 

@@ -83,7 +83,7 @@ class Housekeeping:
                 watched_at = time.monotonic()
             # Beside this thread: a blob store that hangs must not make this worker fall silent.
             if self._sweep is None or (self._sweep.ended(0) and time.monotonic() - swept_at >= SWEEP_S):
-                self._sweep = Call(lambda: sweep(self.worker), "sweep")
+                self._sweep = Call(lambda: _attempt(sweep, self.worker), "sweep")
                 swept_at = time.monotonic()
             if self._delivery is None or self._delivery.ended(0):
                 self._delivery = Call(lambda: _attempt(webhooks.deliver, self.worker), "webhooks")

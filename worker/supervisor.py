@@ -34,7 +34,7 @@ from app.jobs import lifecycle
 from app.jobs.lifecycle import Claim
 from app.jobs.states import TERMINAL, Status
 from app.jobs.table import FurtherSourceModel, Job, JobDataset
-from app.remote import Pin
+from app.remote import Pin, shown
 from app.source_models.table import SourceModel
 from app.spec import AdaptationSpec, DataSpec, Fetched
 from worker import checkpoints, fetching, publication, workspace
@@ -357,7 +357,7 @@ class Attempt:
             self.claim.job_id, uris, pins, {one.id: one for one in datasets}, self.worker.blobs, self.settings
         )
         cache = Cache(self.settings.cache_folder, self.settings.cache_bytes)
-        self.heard.log(f"fetching {few(list(sources))}")
+        self.heard.log(f"fetching {few([shown(uri) for uri in sources])}")
         self.held = self._beside(lambda: fetching.fetch(sources, cache, self._going_on), "fetch data")
         return fetching.placed(self.held, uris)
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,7 +20,7 @@ import sqlalchemy as sa
 import structlog
 from standardwebhooks import Webhook as Signer
 
-from app.addresses import CheckedBackend, ForbiddenAddressError
+from app.addresses import CheckedBackend, ForbiddenAddressError, TimedBackend
 from app.database import Database
 from app.webhooks.table import Delivery, Webhook
 from worker.beside import Call
@@ -27,7 +28,8 @@ from worker.process import WorkerProcess
 
 CLAIM = timedelta(seconds=60)
 """Longer than an attempt can take."""
-CONNECT_S, ANSWER_S = 5.0, 15.0
+ANSWER_S = 15.0
+"""From the first byte sent to the status, however slowly it comes."""
 AT_ONCE = 4
 """So that one endpoint that never answers does not hold up the others."""
 PASS_S = 30.0
@@ -43,6 +45,7 @@ Send = Callable[["Message"], "Answer"]
 @dataclass(frozen=True)
 class Message:
     id: str
+    webhook_id: str
     url: str
     body: str
     secret: str
@@ -63,41 +66,61 @@ def deliver(worker: WorkerProcess) -> None:
         due = sa.exists().where(Delivery.status == "pending", Delivery.next_at <= worker.db.now(session))
         if not session.scalar(sa.select(due)):
             return
-    send = sender(worker.settings.webhook_private_hosts)
+    send, busy = sender(worker.settings.webhook_private_hosts), Busy()
     until = time.monotonic() + PASS_S
     # Calls, whose threads don't hold up a process that wants to end.
-    calls = [Call(lambda: _some(worker.db, send, until), "webhooks") for _ in range(AT_ONCE)]
+    calls = [Call(lambda: _some(worker.db, send, busy, until), "webhooks") for _ in range(AT_ONCE)]
     for call in calls:
-        call.ended(2 * PASS_S)
+        while not call.ended(PASS_S):
+            continue
         call.result()
 
 
-def _some(db: Database, send: Send, until: float) -> None:
-    while time.monotonic() < until and (message := claim(db)) is not None:
-        answer = send(message)
-        settle(db, message, answer)
+class Busy:
+    """The webhooks that are being sent to: one that is slow to answer keeps one thread, not all."""
+
+    def __init__(self) -> None:
+        self.lock, self.ids = threading.Lock(), set[str]()
+
+
+def _some(db: Database, send: Send, busy: Busy, until: float) -> None:
+    while time.monotonic() < until:
+        with busy.lock:
+            if (message := claim(db, busy.ids)) is None:
+                return
+            busy.ids.add(message.webhook_id)
+        try:
+            answer = send(message)
+            settle(db, message, answer)
+        finally:
+            with busy.lock:
+                busy.ids.discard(message.webhook_id)
         if answer.error or answer.status is None or answer.status >= 300:
             log.info("a webhook was not reached", webhook_message=message.id, status=answer.status, error=answer.error)
 
 
-def claim(db: Database) -> Message | None:
+def claim(db: Database, busy: Collection[str] = ()) -> Message | None:
+    """The message that has been due for longest, of webhooks that are not busy."""
+    due = (
+        sa.select(Delivery)
+        .where(Delivery.status == "pending", Delivery.webhook_id.not_in(sorted(busy)))
+        .order_by(Delivery.next_at)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
     with db.write() as session:
         now = db.now(session)
-        due = (
-            sa.select(Delivery.id)
-            .where(Delivery.status == "pending", Delivery.next_at <= now)
-            .order_by(Delivery.next_at)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-        )
-        if (id := session.scalar(due)) is None:
-            return None
-        delivery = session.get_one(Delivery, id)
-        delivery.attempts += 1
-        delivery.next_at = now + CLAIM
-        webhook = session.get_one(Webhook, delivery.webhook_id)
-        body = json.dumps(delivery.payload, ensure_ascii=False, separators=(",", ":"))
-        return Message(delivery.id, webhook.url, body, webhook.secret, delivery.attempts)
+        while (delivery := session.scalar(due.where(Delivery.next_at <= now))) is not None:
+            if delivery.attempts > len(AFTER):  # none of them came to an end, not even a bad one
+                delivery.status, delivery.next_at, delivery.finished_at = "failed", None, now
+                session.flush()
+                continue
+            delivery.attempts += 1
+            delivery.next_at = now + CLAIM
+            webhook = session.get_one(Webhook, delivery.webhook_id)
+            body = json.dumps(delivery.payload, ensure_ascii=False, separators=(",", ":"))
+            return Message(delivery.id, webhook.id, webhook.url, body, webhook.secret, delivery.attempts)
+    return None
 
 
 def settle(db: Database, message: Message, answer: Answer) -> None:
@@ -105,6 +128,8 @@ def settle(db: Database, message: Message, answer: Answer) -> None:
     webhook is deleted is gone."""
     with db.write() as session:
         now = db.now(session)
+        if answer.status == 410:  # before any of its deliveries, as whoever deletes it does
+            session.execute(sa.select(Webhook.id).where(Webhook.id == message.webhook_id).with_for_update())
         delivered = answer.status is not None and 200 <= answer.status < 300
         values: dict[str, Any] = {"response_status": answer.status, "error": answer.error}
         if delivered:
@@ -116,10 +141,9 @@ def settle(db: Database, message: Message, answer: Answer) -> None:
         ours = sa.update(Delivery).where(
             Delivery.id == message.id, Delivery.status == "pending", Delivery.attempts == message.attempt
         )
-        webhook_id = session.scalar(ours.values(**values).returning(Delivery.webhook_id))
-        if answer.status == 410 and webhook_id is not None:  # Gone: its owner wants no more
-            session.execute(sa.update(Webhook).where(Webhook.id == webhook_id).values(gone_at=now))
-            pending = sa.update(Delivery).where(Delivery.webhook_id == webhook_id, Delivery.status == "pending")
+        if session.execute(ours.values(**values)).rowcount and answer.status == 410:  # Gone: its owner wants no more
+            session.execute(sa.update(Webhook).where(Webhook.id == message.webhook_id).values(gone_at=now))
+            pending = sa.update(Delivery).where(Delivery.webhook_id == message.webhook_id, Delivery.status == "pending")
             session.execute(pending.values(status="failed", next_at=None, finished_at=now, error="the webhook is gone"))
 
 
@@ -134,17 +158,13 @@ def sender(private_hosts: tuple[str, ...], backend: httpcore.NetworkBackend | No
     """POSTs a message. Addresses are looked at as the connection is made; no redirect is followed, no proxy asked, and of the
     answer only the status is read."""
     checked, ssl_context = backend or CheckedBackend(private_hosts), httpcore.default_ssl_context()
-    timeout = {"connect": CONNECT_S, "read": ANSWER_S, "write": ANSWER_S, "pool": CONNECT_S}
 
     def send(message: Message) -> Answer:
-        with httpcore.ConnectionPool(ssl_context, network_backend=checked, max_connections=1) as pool:
+        timed = TimedBackend(checked, ANSWER_S)
+        with httpcore.ConnectionPool(ssl_context, network_backend=timed, max_connections=1) as pool:
             try:
                 request = pool.stream(
-                    "POST",
-                    message.url,
-                    headers=headers(message, datetime.now(UTC)),
-                    content=message.body.encode(),
-                    extensions={"timeout": timeout},
+                    "POST", message.url, headers=headers(message, datetime.now(UTC)), content=message.body.encode()
                 )
                 with request as response:
                     return Answer(response.status, None)

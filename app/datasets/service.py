@@ -46,11 +46,11 @@ def store(
             blob_key=key,
             listing_key=f"{key}.listing",
         )
+        blobs.keep(staged, key)  # first: it may take long, and what no row names for an hour is swept away
         with blobs.stage() as listed:
             listed.write(contents.packed())
             dataset.listing_size = listed.size
             blobs.keep(listed, dataset.listing_key)
-        blobs.keep(staged, key)
     try:
         kept.commit(db, blobs, dataset, [key, dataset.listing_key], lambda session: queries.by_id(session, tenant_id, dataset_id))
     except IntegrityError:

@@ -277,6 +277,7 @@ def retry(session: Session, tenant_id: str, job_id: str, *, now: datetime) -> Jo
         now=now,
         status=Status.QUEUED,
         queued_at=now,
+        share=sa.case((Job.share == "", Job.tenant_id), else_=Job.share),  # of a job from before there were shares
         finished_at=None,
         error=None,
         progress=None,

@@ -26,7 +26,7 @@ PROGRESS_EVERY = timedelta(minutes=1)
 def tell(session: Session, job: Job, type: str, now: datetime, **more: Any) -> None:
     """A message to each webhook of the job's tenant that listens: thin, since whoever wants more can read the job."""
     data = {"id": job.id, "status": job.status, "attempt": job.attempt, "url": f"/jobs/{job.id}"} | more
-    for webhook in queries.listening(session, job.tenant_id, type):
+    for webhook in queries.listening(session, job.tenant_id, type, keep=True):
         add(session, webhook, type, data, now, job_id=job.id)
 
 

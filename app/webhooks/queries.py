@@ -24,9 +24,11 @@ def count(session: Session, tenant_id: str) -> int:
     return session.scalar(sa.select(sa.func.count()).where(Webhook.tenant_id == tenant_id)) or 0
 
 
-def listening(session: Session, tenant_id: str, type: str) -> list[Webhook]:
-    """Those of the tenant that want to hear of it. A tenant has a few dozen at most."""
-    found = session.scalars(sa.select(Webhook).where(Webhook.tenant_id == tenant_id, Webhook.gone_at.is_(None)))
+def listening(session: Session, tenant_id: str, type: str, *, keep: bool = False) -> list[Webhook]:
+    """Those of the tenant that want to hear of it. keep: none of them can be deleted before this transaction ends. A tenant has a few
+    dozen at most."""
+    query = sa.select(Webhook).where(Webhook.tenant_id == tenant_id, Webhook.gone_at.is_(None)).order_by(Webhook.id)
+    found = session.scalars(query.with_for_update(read=True, key_share=True) if keep else query).all()
     return [webhook for webhook in found if type in webhook.types]
 
 

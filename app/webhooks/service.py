@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import secrets
 from urllib.parse import urlsplit
 
@@ -15,6 +16,7 @@ from app.webhooks import outbox, queries
 from app.webhooks.schemas import WebhookRequest
 from app.webhooks.table import Delivery, Webhook
 
+_PLAIN = re.compile(r"[!-~]+")
 MOST = 20
 """Of a tenant."""
 
@@ -67,7 +69,9 @@ def check_url(url: str, settings: Settings, resolve: Resolve) -> None:
         host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError as error:
         raise _wrong(url, f"it is no URL: {error}") from error
-    if not host or not url.isascii() or parts.username is not None or parts.password is not None or parts.fragment:
+    if not _PLAIN.fullmatch(url):
+        raise _wrong(url, "write what is not ASCII, and spaces, by %")
+    if not host or parts.username is not None or parts.password is not None or parts.fragment:
         raise _wrong(url, "it needs a host, and neither credentials nor a fragment")
     private = host in settings.webhook_private_hosts
     if parts.scheme != "https" and not (private and parts.scheme == "http"):

@@ -181,6 +181,52 @@ def test_a_header_as_large_as_it_likes_is_refused_unread(tmp_path: Path, gz: boo
     tracemalloc.stop()
 
 
+def extended(kind: bytes, attributes: dict[str, str], *following: bytes) -> bytes:
+    """A tar of one extended header, of one entry or of all that follow, and of what follows it."""
+
+    def record(name: str, value: str) -> bytes:
+        rest = f" {name}={value}\n".encode()
+        length = len(rest) + len(str(len(rest)))
+        length += len(str(length)) - len(str(len(rest)))
+        return str(length).encode() + rest
+
+    def padded(content: bytes) -> bytes:
+        return content + bytes(-len(content) % tarfile.BLOCKSIZE)
+
+    records = b"".join(record(name, value) for name, value in attributes.items())
+    header = tar_entry("header", kind, size=len(records)).tobuf(tarfile.USTAR_FORMAT)
+    return header + padded(records) + b"".join(map(padded, following)) + bytes(tarfile.RECORDSIZE)
+
+
+def test_attributes_for_all_entries_do_not_pile_up(tmp_path: Path):
+    """tarfile copies them for each entry."""
+    entry = tar_entry("1.png").tobuf(tarfile.USTAR_FORMAT)
+    few_of_them = extended(tarfile.XGLTYPE, {f"key{n}": "x" for n in range(5)}, entry)
+    assert unpacked(tmp_path, few_of_them) == {"1.png": b""}
+    (tmp_path / "many").mkdir()
+    assert (
+        refused(tmp_path / "many", extended(tarfile.XGLTYPE, {f"key{n}": "x" for n in range(500)}, entry)).code == "archive_bomb"
+    )
+
+
+def test_the_map_of_a_sparse_file_is_not_read_whatever_its_length(tmp_path: Path):
+    """A few kilobytes of gzip that tarfile would make a list of two million numbers of."""
+    size = 4 * 2**20
+    entry = tar_entry("1.png", size=size).tobuf(tarfile.USTAR_FORMAT)
+    sparse = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+    content = extended(tarfile.XHDTYPE, sparse, entry, b"999999999\n" + b"0\n" * (size // 2 - 5))
+    tracemalloc.start()
+    assert refused(tmp_path, gzip.compress(content)).code == "archive_bomb"
+    assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
+    tracemalloc.stop()
+
+
+@each_format
+def test_names_do_not_make_more_folders_than_entries_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str):
+    monkeypatch.setattr(archives, "MAX_ENTRIES", 40)
+    assert refused(tmp_path, made(format, {f"{n}/a/b/c/d/e/f/g/h/i/1.png": b"" for n in range(5)})).code == "archive_bomb"
+
+
 def test_more_entries_than_are_listed_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(archives, "MAX_ENTRIES", 10)
     for number, format in enumerate(FORMATS):

@@ -74,6 +74,8 @@ def test_a_test_message_is_in_its_log_and_goes_with_it(service: Service) -> None
         ("https://1.1.1.1/#a", "neither credentials nor a fragment"),
         ("https:///hook", "needs a host"),
         ("https://1.1.1.1:99999/", "it is no URL"),
+        ("https://1.1.1.1/a b", "spaces, by %"),
+        ("https://a..b/hook", "has no address"),
         ("https://no-such-host.invalid/", "has no address"),
     ],
 )

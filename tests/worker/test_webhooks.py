@@ -6,10 +6,12 @@ import base64
 import hashlib
 import hmac
 import json
+import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,6 +31,7 @@ from app.webhooks import outbox
 from app.webhooks import service as webhook_service
 from app.webhooks.schemas import WebhookRequest
 from app.webhooks.table import Delivery, Webhook
+from tests.worker.conftest import embedded_in
 from tests.worker.embedded import QUICK, Embedded, wait_for
 from worker import housekeeping, webhooks
 from worker.draining import claim_next
@@ -45,10 +48,11 @@ class Receiver:
 
 
 @contextmanager
-def receiver(*answers: int) -> Iterator[Receiver]:
+def receiver(*answers: int, before: Callable[[], object] = lambda: None) -> Iterator[Receiver]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
+            before()
             made.got.append(({name.lower(): value for name, value in self.headers.items()}, body))
             self.send_response(made.answers.pop(0) if len(made.answers) > 1 else made.answers[0])
             self.send_header("Location", made.url)
@@ -204,7 +208,7 @@ def test_a_name_that_leads_elsewhere_by_now_is_not_followed(embedded_both: Embed
     with receiver(200) as at:
         port = at.url.split(":")[2].split("/")[0]
         send = webhooks.sender((), CheckedBackend((), resolve=lambda host, port: ["127.0.0.1"]))
-        message = webhooks.Message("msg_1", f"http://rebound.example:{port}/hook", "{}", "whsec_" + "A" * 44, 1)
+        message = webhooks.Message("msg_1", "webhook_1", f"http://rebound.example:{port}/hook", "{}", "whsec_" + "A" * 44, 1)
         answer = send(message)
     assert at.got == []
     assert answer.status is None and "127.0.0.1" in answer.error
@@ -266,6 +270,77 @@ def test_the_log_is_kept_for_a_month(embedded_both: Embedded, worker: WorkerProc
         session.execute(sa.update(Delivery).where(Delivery.id == old).values(finished_at=ended))
     webhooks.forget_deliveries(worker)
     assert [logged.id for logged in log_of(worker.db, webhook)] == [new]
+
+
+def test_one_that_kills_its_sender_each_time_is_given_up(embedded_both: Embedded, worker: WorkerProcess):
+    with receiver(200) as at:
+        webhook = listen(worker, at)
+        webhook_service.test(worker.db, EMBEDDED_TENANT, webhook.id)
+        for _ in range(1 + len(webhooks.AFTER)):
+            make_due(worker.db)
+            assert webhooks.claim(worker.db) is not None
+        make_due(worker.db)
+        webhooks.deliver(worker)
+    assert at.got == []
+    assert log_of(worker.db, webhook)[0].status == "failed"
+
+
+def test_an_answer_that_trickles_in_has_no_more_time_than_another(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(webhooks, "ANSWER_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def trickle() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                connection.sendall(b"HTTP/1.1 200 OK\r\n")
+                for _ in range(100):
+                    connection.sendall(b"x: y\r\n")
+                    time.sleep(0.1)
+
+        thread = threading.Thread(target=trickle, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        began = time.monotonic()
+        answer = webhooks.sender(("127.0.0.1",))(webhooks.Message("msg_1", "webhook_1", url, "{}", "whsec_" + "A" * 44, 1))
+        took = time.monotonic() - began
+        thread.join()
+    assert answer.status is None and "Timeout" in answer.error
+    assert took < 5
+
+
+def test_one_that_is_slow_to_answer_holds_nobody_up(embedded_both: Embedded, worker: WorkerProcess):
+    """More messages than threads for the slow one, all older than the one for the other."""
+    let_go = threading.Event()
+    with receiver(200, before=lambda: let_go.wait(30)) as slow, receiver(200) as quick:
+        slow_one, quick_one = listen(worker, slow), listen(worker, quick)
+        for _ in range(2 * webhooks.AT_ONCE):
+            webhook_service.test(worker.db, EMBEDDED_TENANT, slow_one.id)
+        webhook_service.test(worker.db, EMBEDDED_TENANT, quick_one.id)
+        passing = threading.Thread(target=webhooks.deliver, args=(worker,))
+        passing.start()
+        wait_for(lambda: quick.got, "the message of the other")
+        assert slow.got == []
+        let_go.set()
+        passing.join()
+    assert len(slow.got) == 2 * webhooks.AT_ONCE
+
+
+@pytest.mark.postgres
+def test_a_webhook_cannot_be_deleted_under_a_jobs_end(new_database_url: Callable[[str], str], tmp_path, small_data):
+    """Else the job's last transaction would fail, and with it the job."""
+    with embedded_in(tmp_path, new_database_url("postgres"), small_data) as embedded:
+        worker = embedded.process(webhook_private_hosts=("127.0.0.1",))
+        with receiver(200) as at, ThreadPoolExecutor(1) as pool:
+            webhook = listen(worker, at)
+            job_id = embedded.submit(wake=False)
+            with worker.db.write() as session:
+                assert lifecycle.cancel(session, EMBEDDED_TENANT, job_id, now=worker.db.now(session)) is not None
+                deleting = pool.submit(webhook_service.delete, worker.db, EMBEDDED_TENANT, webhook.id)
+                time.sleep(0.3)
+                assert not deleting.done()
+            deleting.result(10)
+        assert embedded.job(job_id).status == "cancelled"
+        assert log_of(worker.db, webhook) == []
 
 
 @pytest.mark.acceptance

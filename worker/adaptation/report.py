@@ -12,6 +12,7 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from app.layouts import SETS
+from app.remote import shown
 from app.spec import AdaptationSpec, Format
 from worker.adaptation.job import Job
 from worker.adaptation.verdict import judge
@@ -78,7 +79,7 @@ def _references(spec: AdaptationSpec) -> list[dict[str, str | None]]:
     """What each set was read from. version: of what was fetched, by its content; None: it lay on the disk."""
     named = {name: reference.uri for name in SETS if (reference := getattr(spec.data, name)) is not None}
     versions = {uri: fetched.version for uri, fetched in spec.fetched.items()}
-    return [{"set": name, "uri": uri, "version": versions.get(uri)} for name, uri in named.items()]
+    return [{"set": name, "uri": shown(uri), "version": versions.get(uri)} for name, uri in named.items()]
 
 
 def _stage(job: Job, phase: str) -> dict[str, Any]:

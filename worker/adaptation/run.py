@@ -19,6 +19,7 @@ import torchvision
 from app import layouts
 from app.errors import Problem
 from app.references import Disk
+from app.remote import shown
 from app.spec import WITHOUT_PAIRS, AdaptationSpec
 from worker.adaptation import artifacts, assessment, checkpoint, data, device, export, parallel, report, source_model
 from worker.adaptation.device import Precision
@@ -218,7 +219,11 @@ def _outcome_of(spec: AdaptationSpec) -> dict[str, Any]:
         "further_source_models": {"__all__": {"uri"}},
         "fetched": True,
     }
-    return spec.model_dump(mode="json", exclude=left_out)
+    document = spec.model_dump(mode="json", exclude=left_out)
+    for reference in document["data"].values():
+        if isinstance(reference, dict):
+            reference["uri"] = shown(reference["uri"])
+    return document
 
 
 def _fingerprint(target: Images, pairs: Pairs | None) -> str:
@@ -239,6 +244,8 @@ def _same_job(ours: dict[str, Any], theirs: dict[str, Any], folder: Path) -> Non
 def _difference(ours: Any, theirs: Any, at: str = "") -> str | None:
     """Where two specifications say different things of what both know, as a JSON pointer. What only one of them has is of another
     version of this program, in whose time a job that is being worked on now may have begun or may go on."""
+    if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        ours, theirs = dict(enumerate(ours)), dict(enumerate(theirs))
     if not (isinstance(ours, dict) and isinstance(theirs, dict)):
         return None if ours == theirs else at
     found = (_difference(ours[key], theirs[key], f"{at}/{key}") for key in ours if key in theirs)
