@@ -8,6 +8,7 @@ app.listing.Listing stands for what lies elsewhere.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
@@ -204,3 +205,8 @@ def is_plain(name: str) -> bool:
 def _within(real: Path, roots: Sequence[Path]) -> bool:
     """Whether a resolved path is one of the roots or lies below one."""
     return any(real.is_relative_to(root.resolve()) for root in roots)
+
+
+def shown(uri: str) -> str:
+    """For reports and logs, which are passed on: without the query of an https URI, in which a signature may be."""
+    return re.sub(r"\?[^#]*", "?...", uri, count=1) if uri.lower().startswith("https://") else uri

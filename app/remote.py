@@ -69,11 +69,6 @@ def parse(uri: str, pointer: str, *, hop: bool = False) -> Remote:
     return _dataset(uri, parts, pointer)
 
 
-def shown(uri: str) -> str:
-    """For reports and logs, which are passed on: without the query of an https URI, in which a signature may be."""
-    return re.sub(r"\?[^#]*", "?...", uri, count=1) if uri.lower().startswith("https://") else uri
-
-
 def is_archive(path: str) -> bool:
     return path.lower().endswith(_ARCHIVE)
 

@@ -8,6 +8,7 @@ import pytest
 
 from app import layouts
 from app.errors import Problem
+from app.references import shown
 from app.spec import DataSpec, ImagesReference, PairsReference
 
 CLASSES = ["box", "mug"]
@@ -218,3 +219,17 @@ def test_a_job_is_told_of_too_few_images_before_it_is_queued(root):
     assert refusal(layouts.check, data, CLASSES, [root]) == ("too_few_images", "/data/pairs/uri")
     (root / "target/0.png").unlink()
     assert refusal(layouts.check, data, CLASSES, [root]) == ("too_few_images", "/data/target/uri")
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("https://host/a.zip?X-Amz-Signature=secret&b#inside", "https://host/a.zip?...#inside"),
+        ("HTTPS://host/a.zip?secret", "HTTPS://host/a.zip?..."),
+        ("https://host/a.zip", "https://host/a.zip"),
+        ("s3://bucket/what%3F.zip", "s3://bucket/what%3F.zip"),
+        ("file:///data/is?it", "file:///data/is?it"),
+    ],
+)
+def test_a_signature_is_not_told_on(uri: str, told: str):
+    assert shown(uri) == told

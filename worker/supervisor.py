@@ -34,7 +34,8 @@ from app.jobs import lifecycle
 from app.jobs.lifecycle import Claim
 from app.jobs.states import TERMINAL, Status
 from app.jobs.table import FurtherSourceModel, Job, JobDataset
-from app.remote import Pin, shown
+from app.references import shown
+from app.remote import Pin
 from app.source_models.table import SourceModel
 from app.spec import AdaptationSpec, DataSpec, Fetched
 from worker import checkpoints, fetching, publication, workspace

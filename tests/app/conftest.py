@@ -11,6 +11,10 @@ import httpx
 import pytest
 from PIL import Image
 
+from app.database import EMBEDDED_TENANT, Database
+from app.ids import new_id
+from app.source_models.table import SourceModel
+
 
 def safetensors(values: int = 4, seed: int = 0) -> bytes:
     """A well-formed file with one float32 tensor."""
@@ -60,3 +64,15 @@ def submit(client: httpx.Client, body: dict[str, Any], file: bytes | None = None
     if file is not None:
         parts["source_model"] = ("model.safetensors", file, "application/octet-stream")
     return client.post("/jobs", files=parts, headers=headers)
+
+
+@pytest.fixture
+def model_id(database: Database) -> str:
+    """A source model's row, for rows of jobs that no request made."""
+    with database.write() as session:
+        model = SourceModel(
+            id=new_id("model"), tenant_id=EMBEDDED_TENANT, sha256="0" * 64, fingerprint="0" * 64, size=1, format="safetensors",
+            description={}, blob_key="k", created_at=database.now(session),
+        )  # fmt: skip
+        session.add(model)
+    return model.id

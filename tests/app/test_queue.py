@@ -12,20 +12,8 @@ from app.ids import new_id
 from app.jobs import lifecycle, queue
 from app.jobs.states import Status
 from app.jobs.table import Job, Turn
-from app.source_models.table import SourceModel
 
 LEASE = timedelta(seconds=30)
-
-
-@pytest.fixture
-def model_id(database: Database) -> str:
-    with database.write() as session:
-        model = SourceModel(
-            id=new_id("model"), tenant_id=EMBEDDED_TENANT, sha256="0" * 64, fingerprint="0" * 64, size=1, format="safetensors",
-            description={}, blob_key="k", created_at=database.now(session),
-        )  # fmt: skip
-        session.add(model)
-    return model.id
 
 
 def add(db: Database, model_id: str, *names: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from app.layouts import SETS
-from app.remote import shown
+from app.references import shown
 from app.spec import AdaptationSpec, Format
 from worker.adaptation.job import Job
 from worker.adaptation.verdict import judge

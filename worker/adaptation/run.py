@@ -18,8 +18,7 @@ import torchvision
 
 from app import layouts
 from app.errors import Problem
-from app.references import Disk
-from app.remote import shown
+from app.references import Disk, shown
 from app.spec import WITHOUT_PAIRS, AdaptationSpec
 from worker.adaptation import artifacts, assessment, checkpoint, data, device, export, parallel, report, source_model
 from worker.adaptation.device import Precision
