@@ -101,12 +101,13 @@ def test_data_that_exceed_the_cache_fail_the_job(embedded: Embedded):
 def test_an_archive_that_is_gone_or_not_what_it_was_fails_the_job(embedded: Embedded):
     dataset = uploaded(embedded)
     path = embedded.blobs.path(dataset.blob_key)
-    damaged, missing = (embedded.submit(wake=False, **naming(dataset), **(QUICK | {"seed": n})) for n in range(2))
-    content = path.read_bytes()
+    content, worker = path.read_bytes(), embedded.process()
+    damaged = embedded.submit(wake=False, **naming(dataset), **QUICK)
     path.write_bytes(content[:-1] + b"?")
-    worker = embedded.process()
-    with meanwhile(lambda: (embedded.until(damaged, "failed"), path.unlink())):  # type: ignore[func-returns-value]
-        drain(worker)
+    drain(worker)
+    missing = embedded.submit(wake=False, **naming(dataset), **QUICK)
+    path.unlink()
+    drain(worker)
     errors = [(embedded.job(one).error["code"], embedded.job(one).error["pointer"]) for one in (damaged, missing)]
     assert errors == [("archive_damaged", "/data/target/uri"), ("reference_missing", "/data/target/uri")]
     path.write_bytes(content)
