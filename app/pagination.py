@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Generic, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Query
 from pydantic import BaseModel, Field
@@ -16,6 +17,12 @@ T = TypeVar("T")
 class Page(BaseModel, Generic[T]):
     data: list[T]
     next: str | None = Field(None, description="Pass it as `after` for the next page; null: this was the last one.")
+
+
+def page_by_id(rows: Sequence[Any], limit: int, view: Callable[[Any], T]) -> Page[T]:
+    """The first `limit` rows, of a query that asked for one more: whether it came says if there is a next page. The cursor is the id
+    of the last row shown."""
+    return Page(data=[view(row) for row in rows[:limit]], next=rows[limit - 1].id if len(rows) > limit else None)
 
 
 Limit = Annotated[int, Query(ge=1, le=200, description="At most this many a page.")]

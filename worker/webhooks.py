@@ -63,8 +63,7 @@ class Answer:
 def deliver(worker: WorkerProcess) -> None:
     """All that is due, or as much as a pass has time for."""
     with worker.db.read() as session:
-        due = sa.exists().where(Delivery.status == "pending", Delivery.next_at <= worker.db.now(session))
-        if not session.scalar(sa.select(due)):
+        if not session.scalar(sa.select(sa.exists().where(*due(worker.db.now(session))))):
             return
     send, busy = sender(worker.settings.webhook_private_hosts), Busy()
     until = time.monotonic() + PASS_S
@@ -99,18 +98,23 @@ def _some(db: Database, send: Send, busy: Busy, until: float) -> None:
             log.info("a webhook was not reached", webhook_message=message.id, status=answer.status, error=answer.error)
 
 
+def due(now: datetime) -> tuple[Any, Any]:
+    """Where a delivery may be claimed."""
+    return Delivery.status == "pending", Delivery.next_at <= now
+
+
 def claim(db: Database, busy: Collection[str] = ()) -> Message | None:
     """The message that has been due for longest, of webhooks that are not busy."""
-    due = (
+    oldest = (
         sa.select(Delivery)
-        .where(Delivery.status == "pending", Delivery.webhook_id.not_in(sorted(busy)))
+        .where(Delivery.webhook_id.not_in(sorted(busy)))
         .order_by(Delivery.next_at)
         .limit(1)
         .with_for_update(skip_locked=True)
     )
     with db.write() as session:
         now = db.now(session)
-        while (delivery := session.scalar(due.where(Delivery.next_at <= now))) is not None:
+        while (delivery := session.scalar(oldest.where(*due(now)))) is not None:
             if delivery.attempts > len(AFTER):  # none of them came to an end, not even a bad one
                 delivery.status, delivery.next_at, delivery.finished_at = "failed", None, now
                 session.flush()

@@ -12,7 +12,7 @@ from app import uploads
 from app.datasets import queries, service
 from app.datasets.schemas import DatasetDescription, DatasetView
 from app.errors import Problem
-from app.pagination import Limit, Page, id_cursor
+from app.pagination import Limit, Page, id_cursor, page_by_id
 from app.problems import documented, parse
 from app.tenancy import Tenant
 
@@ -91,8 +91,7 @@ def list_datasets(
 ) -> Any:
     with request.app.state.db.read() as session:
         datasets = queries.newest(session, tenant, after=id_cursor(after, "dataset"), limit=limit + 1)
-    page = [DatasetView.model_validate(dataset) for dataset in datasets[:limit]]
-    return Page(data=page, next=page[-1].id if len(datasets) > limit else None)
+    return page_by_id(datasets, limit, DatasetView.model_validate)
 
 
 @router.get("/{dataset_id}", response_model=DatasetView, summary="Read a dataset", responses=documented("not_found"))

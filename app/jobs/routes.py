@@ -20,7 +20,7 @@ from app.jobs import queries, service
 from app.jobs.schemas import EventView, JobView, MetricPoint
 from app.jobs.states import TERMINAL, Status
 from app.jobs.table import Job
-from app.pagination import Limit, Page, id_cursor, number_cursor
+from app.pagination import Limit, Page, id_cursor, number_cursor, page_by_id
 from app.problems import documented, parse
 from app.spec import JobRequest
 from app.tenancy import Tenant
@@ -136,7 +136,7 @@ def list_jobs(
     labels = service.labels_of(label or [])
     with request.app.state.db.read() as session:
         jobs = queries.newest(session, tenant, status=status or [], labels=labels, after=id_cursor(after, "job"), limit=limit + 1)
-    return Page(data=[JobView.of(job) for job in jobs[:limit]], next=jobs[limit - 1].id if len(jobs) > limit else None)
+    return page_by_id(jobs, limit, JobView.of)
 
 
 @router.get(

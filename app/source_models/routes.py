@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 
 from app import uploads
 from app.errors import Problem
-from app.pagination import Limit, Page, id_cursor
+from app.pagination import Limit, Page, id_cursor, page_by_id
 from app.problems import documented, parse
 from app.source_models import queries, service
 from app.source_models.schemas import SourceModelView
@@ -96,8 +96,7 @@ def list_source_models(
 ) -> Any:
     with request.app.state.db.read() as session:
         models = queries.newest(session, tenant, after=id_cursor(after, "model"), limit=limit + 1)
-    page = [SourceModelView.model_validate(model) for model in models[:limit]]
-    return Page(data=page, next=page[-1].id if len(models) > limit else None)
+    return page_by_id(models, limit, SourceModelView.model_validate)
 
 
 @router.get("/{model_id}", response_model=SourceModelView, summary="Read a source model", responses=documented("not_found"))

@@ -9,7 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from app import uploads
-from app.pagination import Limit, Page, id_cursor
+from app.pagination import Limit, Page, id_cursor, page_by_id
 from app.problems import documented, parse
 from app.tenancy import Tenant
 from app.webhooks import queries, service
@@ -51,8 +51,7 @@ async def create(request: Request, tenant: Tenant) -> Response:
 def list_webhooks(request: Request, tenant: Tenant, limit: Limit = 50, after: Cursor = None) -> Any:
     with request.app.state.db.read() as session:
         found = queries.newest(session, tenant, after=id_cursor(after, "webhook"), limit=limit + 1)
-    page = [WebhookView.model_validate(webhook) for webhook in found[:limit]]
-    return Page(data=page, next=page[-1].id if len(found) > limit else None)
+    return page_by_id(found, limit, WebhookView.model_validate)
 
 
 @router.get("/{webhook_id}", response_model=WebhookView, summary="Read a webhook", responses=documented("not_found"))
@@ -89,5 +88,4 @@ def list_deliveries(request: Request, webhook_id: str, tenant: Tenant, limit: Li
     service.read(db, tenant, webhook_id)
     with db.read() as session:
         found = queries.deliveries(session, tenant, webhook_id, after=id_cursor(after, "msg"), limit=limit + 1)
-    page = [DeliveryView.model_validate(delivery) for delivery in found[:limit]]
-    return Page(data=page, next=page[-1].id if len(found) > limit else None)
+    return page_by_id(found, limit, DeliveryView.model_validate)
