@@ -218,6 +218,9 @@ class Adaptation(Strict):
     """What the adapted model is published as; safetensors always is. torch_export: model.pt2, a program that torch alone loads; onnx:
     model.onnx. One that cannot be made, or does not answer as the adapted model does, is left out with a warning."""
     export: Export = Export()
+    pictures: int = Field(6, ge=0, le=16)
+    """How many target images the report and the dashboard show, with their translations and the models' answers; and half as many of
+    the evaluation set and of the held-out pairs. They are published with the job, as pictures.webp and within report.html; 0: none."""
 
     @field_validator("outputs")
     @classmethod

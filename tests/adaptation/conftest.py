@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ SIZE = 32
 SIDE = 37  # 32 / 0.875
 CLASSES = ("disc", "square", "bar")
 OTHERS = ("cross", "ring")
+HOSTILE = '<script>alert(1)<script> "hall" & 3'
 
 
 def scene(kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -132,21 +133,29 @@ class Ran:
         self.series = json.loads((out / "artifacts/metrics.json").read_text())["series"]
 
 
-@pytest.fixture
-def adapt(data: Path, tmp_path: Path) -> Iterator[Callable[..., Ran]]:
-    """adapt(**changes of the spec) runs the job in this process and returns a Ran; Problems come through."""
+def adapted(data: Path, folder: Path, /, **changes: Any) -> Ran:
+    """Runs the job in this process, into the folder; Problems come through. changes: of the spec."""
+    folder.mkdir(exist_ok=True)
+    written = AdaptationSpec.model_validate_json(json.dumps(spec(data, **changes)))
     silent = os.open(os.devnull, os.O_WRONLY)
+    journal = Journal(silent, folder)
+    try:
+        result = run(written, folder, journal, data, None, 30.0)
+    finally:
+        journal.close()
+        os.close(silent)
+    return Ran(folder, result)
 
-    def call(out: str = "out", **changes: Any) -> Ran:
-        folder = tmp_path / out
-        folder.mkdir(exist_ok=True)
-        written = AdaptationSpec.model_validate_json(json.dumps(spec(data, **changes)))
-        journal = Journal(silent, folder)
-        try:
-            result = run(written, folder, journal, data, None, 30.0)
-        finally:
-            journal.close()
-        return Ran(folder, result)
 
-    yield call
-    os.close(silent)
+@pytest.fixture
+def adapt(data: Path, tmp_path: Path) -> Callable[..., Ran]:
+    return lambda out="out", **changes: adapted(data, tmp_path / out, **changes)
+
+
+@pytest.fixture(scope="module")
+def ran(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """The default method, whose name is hostile: for tests that look at what it has made."""
+    folder = tmp_path_factory.mktemp("ran")
+    data = Path(shutil.copytree(shapes, folder / "data"))
+    (data / "target/000.png").rename(data / f"target/{HOSTILE}.png")
+    return adapted(data, folder / "out", name=HOSTILE)
