@@ -17,10 +17,12 @@ MOST_ROWS = 64
 MOST_PIXELS = 16_384
 COLUMNS = {"sensor": "Sensor", "translation": "Translation", "rgb": "RGB"}
 KINDS = {
-    "target": "Target images: without labels",
-    "evaluation": "Evaluation set: labelled",
-    "pair": "Held-out pairs: of other things than the classes. No answer is right, but each should come near to that of the source "
-    "model to RGB",
+    "target": ("Target images", ", unlabelled"),
+    "evaluation": ("Evaluation set", ", labelled"),
+    "pair": (
+        "Held-out pairs",
+        " of other things than the classes: no answer is right, but each should be near the source model's answer to the RGB",
+    ),
 }
 MODELS = ("rgb", "source_only", "bridged", "adapted")
 Pixels = Annotated[int, Field(ge=0, le=MOST_PIXELS)]

@@ -32,6 +32,8 @@ JSON, SPRITE = "pictures.json", "pictures.webp"
 COLUMNS = ("sensor", "translation", "rgb")
 LARGEST_TILE = 96
 """Pixels. Smaller inputs are shown as they are, larger ones shrunk: three dozen tiles are then a few hundred kilobytes."""
+MARGIN = 2
+"""Pixels around each tile in the sprite that repeat its edge: a browser that scales a tile mixes none of its neighbour in."""
 Tiles = dict[str, np.ndarray]
 """By column: uint8 [side, side, 3]."""
 
@@ -54,23 +56,35 @@ class Strip:
 
     def document(self) -> dict[str, Any]:
         """pictures.json. `tiles` of a row: [left, top] of each in the sprite."""
-        columns, side = self.columns, self.side
+        height, width = self._size()
         rows = [
-            row | {"tiles": {column: [side * columns.index(column), side * place] for column in tiles}}
+            row | {"tiles": {column: list(self._spot(place, column)) for column in tiles}}
             for place, (row, tiles) in enumerate(zip(self.rows, self.tiles, strict=True))
         ]
-        size = {"tile": side, "width": side * len(columns), "height": side * len(rows)}
+        size = {"tile": self.side, "width": width, "height": height}
         return {"format": "modalbridge-pictures/1", "file": SPRITE, **size, "rows": rows}
 
     def sprite(self) -> bytes:
         """pictures.webp: a row a row, a column a column, black where there is nothing."""
-        columns, side = self.columns, self.side
-        pixels = np.zeros((side * len(self.tiles), side * len(columns), 3), np.uint8)
+        pixels = np.zeros((*self._size(), 3), np.uint8)
+        pitch = self.side + 2 * MARGIN
         for place, tiles in enumerate(self.tiles):
             for column, tile in tiles.items():
-                left, top = side * columns.index(column), side * place
-                pixels[top : top + side, left : left + side] = tile
+                left, top = (edge - MARGIN for edge in self._spot(place, column))
+                pixels[top : top + pitch, left : left + pitch] = np.pad(
+                    tile, ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), "edge"
+                )
         return _webp(pixels)
+
+    def _size(self) -> tuple[int, int]:
+        """Height and width of the sprite."""
+        pitch = self.side + 2 * MARGIN
+        return pitch * len(self.rows), pitch * len(self.columns)
+
+    def _spot(self, place: int, column: str) -> tuple[int, int]:
+        """Left and top of a tile."""
+        pitch = self.side + 2 * MARGIN
+        return pitch * self.columns.index(column) + MARGIN, pitch * place + MARGIN
 
     def data_uris(self) -> list[dict[str, str]]:
         """The tiles of each row, for a page that asks for nothing from elsewhere."""

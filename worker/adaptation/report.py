@@ -26,10 +26,12 @@ MODELS = {
 }
 VERDICTS = {"deploy": "Deploy", "look_closer": "Look closer", "do_not_deploy": "Do not deploy"}
 PICTURES = {
-    "target": "Target images: without labels",
-    "evaluation": "Evaluation set: labelled",
-    "pair": "Held-out pairs: of other things than the classes. No answer is right, but each should come near to that of the source "
-    "model to RGB",
+    "target": ("Target images", ", unlabelled"),
+    "evaluation": ("Evaluation set", ", labelled"),
+    "pair": (
+        "Held-out pairs",
+        " of other things than the classes: no answer is right, but each should be near the source model's answer to the RGB",
+    ),
 }
 WIDTH, HEIGHT, MARGIN = 320, 150, 36
 
