@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -133,23 +134,31 @@ class Ran:
         self.series = json.loads((out / "artifacts/metrics.json").read_text())["series"]
 
 
-def adapted(data: Path, folder: Path, /, **changes: Any) -> Ran:
-    """Runs the job in this process, into the folder; Problems come through. changes: of the spec."""
-    folder.mkdir(exist_ok=True)
-    written = AdaptationSpec.model_validate_json(json.dumps(spec(data, **changes)))
+@contextmanager
+def adapting(data: Path, folder: Path) -> Iterator[Callable[..., Ran]]:
+    """call(**changes of the spec) runs the job in this process and returns a Ran; Problems come through."""
     silent = os.open(os.devnull, os.O_WRONLY)
-    journal = Journal(silent, folder)
-    try:
-        result = run(written, folder, journal, data, None, 30.0)
-    finally:
-        journal.close()
-        os.close(silent)
-    return Ran(folder, result)
+
+    def call(out: str = "out", **changes: Any) -> Ran:
+        place = folder / out
+        place.mkdir(exist_ok=True)
+        written = AdaptationSpec.model_validate_json(json.dumps(spec(data, **changes)))
+        journal = Journal(silent, place)
+        try:
+            result = run(written, place, journal, data, None, 30.0)
+        finally:
+            journal.close()
+        return Ran(place, result)
+
+    yield call
+    os.close(silent)
 
 
 @pytest.fixture
-def adapt(data: Path, tmp_path: Path) -> Callable[..., Ran]:
-    return lambda out="out", **changes: adapted(data, tmp_path / out, **changes)
+def adapt(data: Path, tmp_path: Path) -> Iterator[Callable[..., Ran]]:
+    """A job over data of the test's own."""
+    with adapting(data, tmp_path) as call:
+        yield call
 
 
 @pytest.fixture(scope="module")
@@ -158,4 +167,5 @@ def ran(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     folder = tmp_path_factory.mktemp("ran")
     data = Path(shutil.copytree(shapes, folder / "data"))
     (data / "target/000.png").rename(data / f"target/{HOSTILE}.png")
-    return adapted(data, folder / "out", name=HOSTILE)
+    with adapting(data, folder) as call:
+        return call(name=HOSTILE)
