@@ -8,6 +8,7 @@ from pathlib import Path
 from queue import Empty
 from time import monotonic
 from typing import Any
+from urllib.parse import urlsplit
 
 import structlog
 from celery import Celery
@@ -15,7 +16,9 @@ from kombu import transport
 from kombu.transport import filesystem
 from kombu.utils.encoding import str_to_bytes
 from kombu.utils.json import dumps, loads
+from opentelemetry.trace import SpanKind
 
+from app import tracing
 from app.settings import Settings
 
 WAKE = "worker.wake"
@@ -113,12 +116,21 @@ def _transport_options(settings: Settings) -> dict[str, Any]:
 
 def wake(celery: Celery, job_id: str) -> bool:
     """Tells an idle worker to look. False if the broker is down: housekeeping tells it again."""
-    try:
-        celery.send_task(WAKE, args=[job_id], queue=QUEUE, expires=3600, retry=False)
-    except Exception as error:  # noqa: BLE001 - every transport has its own exceptions, and none may cost an accepted job
-        log.warning("wake-up not sent; housekeeping will send it", job_id=job_id, error=repr(error))
-        return False
-    return True
+    system = urlsplit(celery.conf.broker_url).scheme
+    attributes = {
+        "messaging.system": "rabbitmq" if system == "amqp" else system,
+        "messaging.operation.type": "send",
+        "messaging.destination.name": QUEUE,
+        "modalbridge.job.id": job_id,
+    }
+    with tracing.part(f"send {QUEUE}", SpanKind.PRODUCER, **attributes) as span:
+        try:
+            celery.send_task(WAKE, args=[job_id], queue=QUEUE, expires=3600, retry=False)
+        except Exception as error:  # noqa: BLE001 - every transport has its own exceptions, and none may cost an accepted job
+            log.warning("wake-up not sent; housekeeping will send it", job_id=job_id, error=repr(error))
+            tracing.failed(span, type(error).__name__)
+            return False
+        return True
 
 
 def reachable(celery: Celery) -> None:

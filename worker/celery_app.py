@@ -12,11 +12,11 @@ import structlog
 from celery import signals
 from sqlalchemy.exc import SQLAlchemyError
 
-from app import logs
+from app import logs, tracing
 from app.blobs import BlobsAwayError
 from app.broker import make_celery
 from app.schema import require_current
-from app.settings import Settings
+from app.settings import Settings, Telemetry
 from worker import metrics
 from worker.housekeeping import Housekeeping
 from worker.process import open_process
@@ -35,6 +35,7 @@ log = structlog.get_logger()
 def _check(**_: Any) -> None:
     hide_memory()
     try:
+        tracing.begin("modalbridge-worker", Telemetry())
         require_current(process.db)
         process.blobs.prepare()
         process.blobs.check()
@@ -60,3 +61,4 @@ def _stop(**_: Any) -> None:
 def _end(**_: Any) -> None:
     housekeeping.stop()
     process.db.dispose()
+    tracing.end()

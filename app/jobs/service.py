@@ -7,8 +7,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from opentelemetry import trace
 from sqlalchemy.exc import IntegrityError
 
+from app import tracing
 from app.blobs import Blobs, Staged, discard
 from app.database import Database
 from app.errors import Problem
@@ -101,6 +103,7 @@ def _insert(
             status=Status.QUEUED,
             share=queue.share_of(tenant_id, accepted["labels"], settings.queue_label),
             rank=-accepted["priority"],
+            traceparent=tracing.traceparent(),
             created_at=now,
             queued_at=now,
             updated_at=now,
@@ -114,6 +117,7 @@ def _insert(
         session.add_all(JobDataset(job_id=job.id, dataset_id=dataset_id) for dataset_id in job_data.dataset_ids(pins))
         session.add_all(JobLabel(job_id=job.id, tenant_id=tenant_id, key=k, value=v) for k, v in accepted["labels"].items())
         events.append(session, job, "state", "queued", {"status": Status.QUEUED}, now=now)
+    trace.get_current_span().set_attribute("modalbridge.job.id", job.id)
     return job
 
 
