@@ -33,8 +33,8 @@ from app.webhooks.schemas import WebhookRequest
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The front end. Refuses to start on a schema that it does not know."""
-    logs.configure()
     settings, telemetry = settings or Settings(), Telemetry()
+    logs.configure(settings.log_format)
     tracing.begin("modalbridge-front-end", telemetry)
 
     @asynccontextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -94,6 +94,9 @@ class Settings(BaseSettings):
     """Where workers unpack datasets, once for all jobs. Several workers of a machine may share it. Default: in data_dir."""
     cache_bytes: int = Field(64 * 2**30, gt=0)
     """What is not in use is deleted, the least recently used first, to keep within this."""
+
+    log_format: Literal["text", "json"] = "text"
+    """Of our own log lines: `json` is one object a line."""
 
     metrics_port: int = Field(0, ge=0, le=65535)
     """A worker tells its numbers to Prometheus at this port. 0: it does not."""

@@ -22,8 +22,8 @@ from worker.housekeeping import Housekeeping
 from worker.process import open_process
 from worker.sandbox import hide_memory
 
-logs.configure()
 settings = Settings()
+logs.configure(settings.log_format)
 app = make_celery(settings)
 app.conf.update(include=["worker.tasks"], worker_redirect_stdouts=False)
 process = open_process(settings, app)
