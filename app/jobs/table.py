@@ -70,6 +70,10 @@ class Job(Base):
     finished_at: Mapped[datetime | None] = mapped_column(Timestamp)
     updated_at: Mapped[datetime] = mapped_column(Timestamp)
 
+    @property
+    def trace_id(self) -> str | None:
+        return self.traceparent.split("-")[1] if self.traceparent else None
+
 
 class FurtherSourceModel(Base):
     """Beside the job's own source model; in the order of the request."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import sys
@@ -37,6 +38,7 @@ class Traced:
     second_post_s: float
     stop_s: float
     codes: dict[str, int]
+    page: str
     log: str
     front_log: str
 
@@ -99,6 +101,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, smal
                 until_ready(url, {"front-end": front, "workers": worker}, logs)
                 address = post(client, small_data, {"traceparent": FROM_CLIENT})
                 job = over(client, address)
+                page = client.get(f"/dashboard{address}").text
                 client.get(f"{address}/events", headers={"traceparent": FROM_CLIENT})
                 names = {"POST /jobs", "GET /jobs/{job_id}/events", "attempt"}
                 wait_for(lambda: names <= {span.name for span in receiving.of(TRACE)}, "the trace", 15)
@@ -116,7 +119,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, smal
         finally:
             end([front])
         told = [(logs / name).read_text() for name in ("workers.log", "front-end.log")]
-    return Traced(receiving, job, second, post_s, stop_s, codes, *told)
+    return Traced(receiving, job, second, post_s, stop_s, codes, page, *told)
 
 
 def test_all_of_a_job_is_one_trace_that_begins_with_the_client(traced: Traced):
@@ -169,6 +172,11 @@ def test_its_spans_say_whose_they_are_and_what_was_done(traced: Traced):
 def test_polls_are_no_traces_and_the_receiver_is_given_its_key(traced: Traced):
     assert {span.trace_id for span in traced.receiver.spans} == {TRACE}
     assert {headers["api-key"] for headers in traced.receiver.headers} == {"of-the-receiver"}
+
+
+def test_a_job_says_where_its_trace_is(traced: Traced):
+    assert traced.job["trace_id"] == TRACE and TRACE in traced.page
+    assert re.fullmatch(r"[0-9a-f]{32}", traced.second["trace_id"]) and traced.second["trace_id"] != TRACE
 
 
 def test_a_workers_log_names_job_and_trace(traced: Traced):
