@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -150,6 +151,20 @@ class Embedded:
             if running.poll() is None:
                 running.kill()
                 running.wait()
+
+
+def asleep(embedded: Embedded, worker: subprocess.Popen[bytes]) -> None:
+    """Stops the worker between two transactions: within one it would sleep on SQLite's lock, which nobody can take from it."""
+
+    def stopped() -> bool:
+        worker.send_signal(signal.SIGSTOP)
+        with closing(sqlite3.connect(embedded.db.url.database, timeout=0.2)) as connection, suppress(sqlite3.OperationalError):
+            connection.execute("BEGIN IMMEDIATE")
+            return True
+        worker.send_signal(signal.SIGCONT)
+        return False
+
+    wait_for(stopped, "the worker to be between two transactions")
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = 30, story: Callable[[], str] = lambda: "") -> None:
