@@ -51,7 +51,7 @@ def begin(service_name: str, given: Telemetry) -> None:
     resource = Resource.create()
     if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
         resource = resource.merge(Resource({SERVICE_NAME: service_name}))
-    # Not at the interpreter's exit: a receiver that is away would hold that up for half a minute.
+    # Not at the interpreter's exit: a receiver that is away would hold that up for as much as half a minute.
     _provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     _provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(_provider)
