@@ -98,6 +98,9 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = "text"
     """Of our own log lines: `json` is one object a line."""
 
+    takes_cuda: bool | None = None
+    """Whether a worker takes jobs with `device: cuda`. Default: if NVIDIA's driver shows it a GPU."""
+
     metrics_port: int = Field(0, ge=0, le=65535)
     """A worker tells its numbers to Prometheus at this port. 0: it does not."""
     metrics_host: str = "127.0.0.1"

@@ -6,6 +6,7 @@ the worker is raised as SystemExit.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import structlog
@@ -14,19 +15,23 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app import logs, tracing
 from app.blobs import BlobsAwayError
-from app.broker import make_celery
+from app.broker import CUDA_QUEUE, QUEUE, make_celery
 from app.schema import require_current
 from app.settings import Settings, Telemetry
 from worker import metrics
+from worker.gpus import Gpus
 from worker.housekeeping import Housekeeping
 from worker.process import open_process
 from worker.sandbox import hide_memory
 
 settings = Settings()
 logs.configure(settings.log_format)
-app = make_celery(settings)
+gpus = Gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
+takes_cuda = bool(gpus.handles) if settings.takes_cuda is None else settings.takes_cuda
+app = make_celery(settings, (QUEUE, CUDA_QUEUE) if takes_cuda else (QUEUE,))
 app.conf.update(include=["worker.tasks"], worker_redirect_stdouts=False)
-process = open_process(settings, app)
+process = open_process(settings, app, takes_cuda)
+process.metrics.registry.register(gpus)
 housekeeping = Housekeeping(process)
 log = structlog.get_logger()
 
@@ -48,7 +53,7 @@ def _check(**_: Any) -> None:
 def _begin(**_: Any) -> None:
     """It consumes: from now on it counts as one."""
     housekeeping.start()
-    log.info("worker is ready", worker_id=process.id)
+    log.info("worker is ready", worker_id=process.id, takes_cuda=takes_cuda, gpus=list(gpus.handles) or gpus.why_none)
 
 
 @signals.worker_shutting_down.connect

@@ -14,15 +14,15 @@ log = structlog.get_logger()
 
 
 class Gpus:
-    """visible: CUDA_VISIBLE_DEVICES; None: all of the machine's."""
+    """visible: CUDA_VISIBLE_DEVICES; None: all of the machine's. why_none: what the driver's library said."""
 
     def __init__(self, visible: str | None) -> None:
+        self.why_none: str | None = None
         try:
             pynvml.nvmlInit()
             self.handles = dict(_visible(visible))
         except pynvml.NVMLError as error:
-            log.info("no GPU metrics", reason=str(error))
-            self.handles = {}
+            self.handles, self.why_none = {}, str(error)
 
     def describe(self) -> tuple[GaugeMetricFamily, ...]:
         return (
@@ -61,7 +61,7 @@ def _visible(visible: str | None) -> Iterator[tuple[str, Any]]:
                     pynvml.nvmlDeviceGetHandleByIndex(int(name)) if by_number else pynvml.nvmlDeviceGetHandleByUUID(name)
                 )
             except pynvml.NVMLError as error:
-                log.warning("no GPU metrics from here on in CUDA_VISIBLE_DEVICES", name=name, error=str(error))
+                log.warning("no GPU is seen from here on in CUDA_VISIBLE_DEVICES", name=name, error=str(error))
                 break
     for handle in named:
         yield pynvml.nvmlDeviceGetUUID(handle), handle

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -25,7 +24,6 @@ from app.jobs.states import Status
 from app.jobs.table import Job
 from app.settings import Settings
 from worker.adaptation.events import Event, Phase, PhaseBegan, Progress
-from worker.gpus import Gpus
 
 SECONDS = (1, 5, 15, 30, 60, 300, 900, 1800, 3600, 4 * 3600, 12 * 3600, 24 * 3600)
 LOST = ("SIGKILL", "SIGSEGV", "SIGABRT", "SIGBUS", "lease", "database_away", "supervisor", "worker_silent")
@@ -183,7 +181,6 @@ def serve(metrics: WorkerMetrics, settings: Settings) -> WSGIServer | None:
     if not settings.metrics_port:
         return None
     ProcessCollector(registry=metrics.registry)
-    metrics.registry.register(Gpus(os.environ.get("CUDA_VISIBLE_DEVICES")))
     try:
         server, _ = start_http_server(settings.metrics_port, settings.metrics_host, metrics.registry)
     except OSError as error:

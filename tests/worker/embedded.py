@@ -48,7 +48,8 @@ class Embedded:
     def process(self, **changes: Any) -> WorkerProcess:
         """A worker in this process: for drain(), supervisor and housekeeping."""
         settings = self.settings.model_copy(update=changes)
-        return WorkerProcess(settings, self.db, self.blobs, make_celery(settings))
+        celery = make_celery(settings)
+        return WorkerProcess(settings, self.db, self.blobs, celery, takes_cuda=settings.takes_cuda is True)
 
     def submit(self, *, wake: bool = True, **changes: Any) -> str:
         """A job over all of the data, training a few steps unless `changes` say otherwise."""
@@ -75,11 +76,11 @@ class Embedded:
             staged.write((self.data / "source.safetensors").read_bytes())
             job, _ = service.submit(self.db, self.blobs, self.settings, EMBEDDED_TENANT, request, staged, None)
         if wake:
-            self.wake(job.id)
+            self.wake(job.id, job.needs_cuda)
         return job.id
 
-    def wake(self, job_id: str) -> None:
-        assert broker.wake(make_celery(self.settings), job_id)
+    def wake(self, job_id: str, needs_cuda: bool = False) -> None:
+        assert broker.wake(make_celery(self.settings), job_id, needs_cuda)
 
     def job(self, job_id: str) -> Job:
         return service.read(self.db, EMBEDDED_TENANT, job_id)
@@ -130,15 +131,23 @@ class Embedded:
         settings = self.settings.model_copy(update=changes)
         env = {key: value for key, value in os.environ.items() if not key.startswith("MODALBRIDGE_")} | {"OMP_NUM_THREADS": "1"}
         for name, value in settings.model_dump(mode="json").items():
-            env[f"MODALBRIDGE_{name.upper()}"] = os.pathsep.join(value) if isinstance(value, list) else str(value)
+            if value is not None:
+                env[f"MODALBRIDGE_{name.upper()}"] = os.pathsep.join(value) if isinstance(value, list) else str(value)
         return env
 
     @contextmanager
-    def worker(self, queues: str = "jobs", **changes: Any) -> Iterator[subprocess.Popen[bytes]]:
+    def worker(self, queues: str | None = None, **changes: Any) -> Iterator[subprocess.Popen[bytes]]:
         """A real one, as `make worker` starts it. At the end it is asked to stop, unless the test has seen to its end."""
         env = self.environment(**changes)
         command = [sys.executable, "-W", "ignore", "-m", "celery", "--app", "worker.celery_app", "worker", "--pool", "solo"]
-        command += ["--concurrency", "1", "--queues", queues, "--without-gossip", "--without-mingle", "--without-heartbeat"]
+        command += [
+            "--concurrency",
+            "1",
+            *(["--queues", queues] if queues else []),
+            "--without-gossip",
+            "--without-mingle",
+            "--without-heartbeat",
+        ]
         with (self.settings.data_dir / "workers.log").open("ab") as log:
             running = subprocess.Popen(command, env=env, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
         self.workers.append(running)
