@@ -20,6 +20,8 @@ from app.jobs import events, queue
 from app.jobs.states import FOLLOWS, LEASED, RETRIED, TERMINAL, Status
 from app.jobs.table import Job, JobMetric
 
+LONGEST_BACKOFF = timedelta(minutes=10)
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -178,8 +180,8 @@ def hand_back(session: Session, claim: Claim, *, now: datetime) -> Job | None:
 
 
 def lose(session: Session, claim: Claim, reason: str, *, most: int, backoff: timedelta, now: datetime) -> Job | None:
-    """The attempt vanished without a word. Queued again, to be tried after `backoff`, after twice that the next time and so on;
-    or failed once `most` attempts were lost this way."""
+    """The attempt vanished without a word. Queued again, to be tried after `backoff`, after twice that the next time and so on
+    up to ten minutes; or failed once `most` attempts were lost this way."""
     return _lost(session, claim.job_id, *_held(claim), reason=reason, most=most, backoff=backoff, now=now) or finish_cancel(
         session, claim, now=now
     )
@@ -188,7 +190,7 @@ def lose(session: Session, claim: Claim, reason: str, *, most: int, backoff: tim
 def _lost(session: Session, job_id: str, *where: Any, reason: str, most: int, backoff: timedelta, now: datetime) -> Job | None:
     # It changes with the attempt alone, which `where` names.
     lost = session.scalar(sa.select(Job.lost_attempts).where(Job.id == job_id)) or 0
-    delay = backoff * 2**lost
+    delay = min(backoff * 2 ** min(lost, 10), max(backoff, LONGEST_BACKOFF))
     again = _change(
         session,
         job_id,
