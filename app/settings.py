@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -94,6 +94,9 @@ class Settings(BaseSettings):
     """Where workers unpack datasets, once for all jobs. Several workers of a machine may share it. Default: in data_dir."""
     cache_bytes: int = Field(64 * 2**30, gt=0)
     """What is not in use is deleted, the least recently used first, to keep within this."""
+
+    log_format: Literal["text", "json"] = "text"
+    """Of our own log lines: `json` is one object a line."""
 
     takes_cuda: bool | None = None
     """Whether a worker takes jobs with `device: cuda`. Default: if NVIDIA's driver shows it a GPU."""
@@ -182,3 +185,34 @@ class Settings(BaseSettings):
     @property
     def work_dir(self) -> Path:
         return self.data_dir.absolute() / "work"
+
+
+class Telemetry(BaseSettings):
+    """Of OpenTelemetry's own variables those that decide whether there are traces. The rest (headers, timeouts, sampling, names)
+    its SDK reads by itself."""
+
+    model_config = SettingsConfigDict(env_prefix="OTEL_", env_ignore_empty=True, frozen=True)
+
+    exporter_otlp_endpoint: str = ""
+    exporter_otlp_traces_endpoint: str = ""
+    exporter_otlp_protocol: str = "http/protobuf"
+    exporter_otlp_traces_protocol: str = ""
+    traces_exporter: str = "otlp"
+    sdk_disabled: str = ""
+
+    @property
+    def traces(self) -> bool:
+        """Whether a receiver is named, and nothing else switches them off."""
+        off = self.sdk_disabled.strip().lower() == "true" or self.traces_exporter.strip().lower() == "none"
+        return bool(self.exporter_otlp_traces_endpoint or self.exporter_otlp_endpoint) and not off
+
+    def check(self) -> None:
+        """Raises RuntimeError where traces are asked for in a way that is not ours."""
+        endpoint = self.exporter_otlp_traces_endpoint or self.exporter_otlp_endpoint
+        if not endpoint.startswith(("http://", "https://")):
+            raise RuntimeError(f"OTEL_EXPORTER_OTLP_ENDPOINT must begin with http:// or https://: {endpoint!r}")
+        protocol = self.exporter_otlp_traces_protocol or self.exporter_otlp_protocol
+        if protocol != "http/protobuf":
+            raise RuntimeError(f"OTEL_EXPORTER_OTLP_PROTOCOL must be http/protobuf (port 4318 of most receivers): {protocol!r}")
+        if self.traces_exporter.strip().lower() != "otlp":
+            raise RuntimeError(f"OTEL_TRACES_EXPORTER must be otlp or none: {self.traces_exporter!r}")

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import sqlalchemy as sa
 import structlog
+from structlog.contextvars import bound_contextvars
 
 from app.jobs import lifecycle
 from app.jobs.lifecycle import Claim
@@ -28,10 +29,10 @@ def drain(worker: WorkerProcess) -> int:
             return ran
         if claim is None:
             return ran
-        log.info("attempt begins", job_id=claim.job_id, attempt=claim.attempt)
         try:
-            job = supervisor.run(worker, claim)
-            log.info("attempt ends", job_id=claim.job_id, attempt=claim.attempt, status=job.status if job else "lost")
+            with bound_contextvars(job_id=claim.job_id, attempt=claim.attempt):  # in every line of the log until it is over
+                job = supervisor.run(worker, claim)
+                log.info("attempt ends", status=job.status if job else "lost")
         finally:
             worker.heard_at = time.monotonic()
             worker.job_id = None

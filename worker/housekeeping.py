@@ -28,7 +28,7 @@ from app.jobs.table import Job, Worker
 from app.source_models.table import SourceModel
 from app.webhooks import outbox
 from app.webhooks import queries as webhook_queries
-from worker import invariants, webhooks, workspace
+from worker import invariants, tracing, webhooks, workspace
 from worker.beside import Call
 from worker.cache import Cache
 from worker.process import WorkerProcess
@@ -152,6 +152,7 @@ def expire_leases(worker: WorkerProcess) -> None:
         log.warning("a lease ran out", job_id=job.id, attempt=job.attempt, status=job.status)
         ended = ("cancelled", "") if job.status == Status.CANCELLED else ("lost", "worker_silent")
         worker.metrics.attempts.labels(*ended).inc()
+        tracing.fell_silent(job)
 
 
 def wake_idle_workers(worker: WorkerProcess) -> None:

@@ -25,12 +25,14 @@ LONGEST_BACKOFF = timedelta(minutes=10)
 
 @dataclass(frozen=True)
 class Claim:
-    """A worker's hold on a job."""
+    """A worker's hold on a job. waited: from when to when, by the database's clock."""
 
     job_id: str
     tenant_id: str
     attempt: int
     worker_id: str
+    traceparent: str | None = None
+    waited: tuple[datetime, datetime] | None = None
 
 
 def _change(
@@ -64,7 +66,7 @@ def claim_next(session: Session, worker_id: str, *, lease: timedelta, now: datet
     """The job whose turn it is becomes this worker's. None: nothing is queued that it can run."""
     if (found := queue.next_job(session, now, takes_cuda)) is None:
         return None
-    job_id, share = found
+    job_id, share, since = found
     job = _change(
         session,
         job_id,
@@ -83,7 +85,7 @@ def claim_next(session: Session, worker_id: str, *, lease: timedelta, now: datet
     events.append(
         session, job, "state", f"attempt {job.attempt} is running", {"status": job.status, "worker": worker_id}, now=now
     )
-    return Claim(job.id, job.tenant_id, job.attempt, worker_id)
+    return Claim(job.id, job.tenant_id, job.attempt, worker_id, job.traceparent, (since, now))
 
 
 def renew(session: Session, claim: Claim, *, lease: timedelta, now: datetime) -> Status | None:

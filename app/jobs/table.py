@@ -63,12 +63,18 @@ class Job(Base):
     version: Mapped[int] = mapped_column(default=1)
     """Raised by each change of what a client sees: the ETag."""
     last_event: Mapped[int] = mapped_column(default=0)
+    traceparent: Mapped[str | None] = mapped_column(sa.String(55))
+    """Of the request that submitted it, if that is traced: the spans of all attempts are its children."""
     created_at: Mapped[datetime] = mapped_column(Timestamp)
     queued_at: Mapped[datetime] = mapped_column(Timestamp)
     started_at: Mapped[datetime | None] = mapped_column(Timestamp)
     """Of the first attempt."""
     finished_at: Mapped[datetime | None] = mapped_column(Timestamp)
     updated_at: Mapped[datetime] = mapped_column(Timestamp)
+
+    @property
+    def trace_id(self) -> str | None:
+        return self.traceparent.split("-")[1] if self.traceparent else None
 
 
 class FurtherSourceModel(Base):

@@ -126,14 +126,19 @@ class Embedded:
         """What a worker does every ten minutes."""
         housekeeping.sweep(self.process())
 
-    @contextmanager
-    def worker(self, queues: str | None = None, **changes: Any) -> Iterator[subprocess.Popen[bytes]]:
-        """A real one, as `make worker` starts it. At the end it is asked to stop, unless the test has seen to its end."""
+    def environment(self, **changes: Any) -> dict[str, str]:
+        """Of a process of the service."""
         settings = self.settings.model_copy(update=changes)
         env = {key: value for key, value in os.environ.items() if not key.startswith("MODALBRIDGE_")} | {"OMP_NUM_THREADS": "1"}
         for name, value in settings.model_dump(mode="json").items():
             if value is not None:
                 env[f"MODALBRIDGE_{name.upper()}"] = os.pathsep.join(value) if isinstance(value, list) else str(value)
+        return env
+
+    @contextmanager
+    def worker(self, queues: str | None = None, **changes: Any) -> Iterator[subprocess.Popen[bytes]]:
+        """A real one, as `make worker` starts it. At the end it is asked to stop, unless the test has seen to its end."""
+        env = self.environment(**changes)
         command = [sys.executable, "-W", "ignore", "-m", "celery", "--app", "worker.celery_app", "worker", "--pool", "solo"]
         command += [
             "--concurrency",
