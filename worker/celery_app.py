@@ -21,6 +21,7 @@ from worker import metrics
 from worker.housekeeping import Housekeeping
 from worker.process import open_process
 from worker.sandbox import hide_memory
+from worker.tracking import exports
 
 logs.configure()
 settings = Settings()
@@ -35,6 +36,7 @@ log = structlog.get_logger()
 def _check(**_: Any) -> None:
     hide_memory()
     try:
+        exports.require(settings)
         require_current(process.db)
         process.blobs.prepare()
         process.blobs.check()

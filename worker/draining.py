@@ -13,6 +13,7 @@ from app.jobs.lifecycle import Claim
 from app.jobs.table import Worker
 from worker import supervisor
 from worker.process import WorkerProcess
+from worker.tracking import exports
 
 log = structlog.get_logger()
 
@@ -46,5 +47,7 @@ def claim_next(worker: WorkerProcess) -> Claim | None:
         claim = lifecycle.claim_next(session, worker.id, lease=lease, now=worker.db.now(session))
         job_id = claim.job_id if claim else None
         session.execute(sa.update(Worker).where(Worker.id == worker.id).values(job_id=job_id))
+        if job_id is not None and worker.settings.mlflow_tracking_uri:
+            exports.begin(session, job_id, worker.db.now(session))
     worker.job_id = job_id
     return claim
