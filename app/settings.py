@@ -131,7 +131,7 @@ class Settings(BaseSettings):
     @classmethod
     def _mlflow_is_http(cls, value: str) -> str:
         if value and not _ADDRESS.fullmatch(value):
-            raise ValueError(f"mlflow_tracking_uri must begin with http:// or https:// and hold no user or password: {value!r}")
+            raise ValueError("mlflow_tracking_uri must begin with http:// or https:// and hold no user or password")
         return value
 
     @field_validator("mlflow_model")

@@ -43,7 +43,7 @@ def serving(folder: Path) -> Iterator[str]:
             return False
 
     try:
-        wait_for(answers, "MLflow's server", 120, lambda: (folder / "server.log").read_text())
+        wait_for(answers, "MLflow's server", 200, lambda: (folder / "server.log").read_text())
         yield url
     finally:
         running.terminate()

@@ -29,8 +29,10 @@ from worker.tracking import story
 
 LIVE = timedelta(seconds=30)
 """Between two exports of a job that goes on; one that has ended is exported at once."""
-CLAIM = timedelta(minutes=10)
-"""Longer than a file can take. Renewed before each."""
+CLAIM = timedelta(minutes=5)
+"""Renewed before each file and each batch of points."""
+SLOWEST = 1e6
+"""Bytes a second at which a file is given time, besides."""
 PASS_S = 60.0
 """After this a pass takes no more jobs: the next one goes on."""
 FIRST, LONGEST = timedelta(seconds=10), timedelta(minutes=10)
@@ -38,7 +40,6 @@ FIRST, LONGEST = timedelta(seconds=10), timedelta(minutes=10)
 MOST = 1000
 """Failures in a row, which take about a week: then it is given up."""
 CLIENT = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds without a byte
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # we try again, and look first whether the run is there
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -116,7 +117,7 @@ def _tell(worker: WorkerProcess, export: Export) -> Done:
         told = story.read(session, export.job_id, after=export.sent_until)
     scratch = worker.settings.work_dir / SCRATCH
     scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return run.tell(run.open_client(worker.settings), worker, export, told, scratch, lambda: hold(worker.db, export))
+    return run.tell(run.open_client(worker.settings), worker, export, told, scratch, lambda size: hold(worker.db, export, size))
 
 
 def due(now: datetime) -> Any:
@@ -146,10 +147,11 @@ def _ours(export: Export) -> tuple[Any, Any]:
     return MlflowExport.job_id == export.job_id, MlflowExport.claims == export.claims
 
 
-def hold(db: Database, export: Export) -> None:
-    """Raises LostError."""
+def hold(db: Database, export: Export, size: int = 0) -> None:
+    """For as long as it may take to send so many bytes. Raises LostError."""
     with db.write() as session:
-        renewed = sa.update(MlflowExport).where(*_ours(export)).values(next_at=db.now(session) + CLAIM)
+        until = db.now(session) + CLAIM + timedelta(seconds=size / SLOWEST)
+        renewed = sa.update(MlflowExport).where(*_ours(export)).values(next_at=until)
         if session.execute(renewed).rowcount == 0:
             raise LostError
 

@@ -36,13 +36,13 @@ def open_client(settings: Settings) -> MlflowClient:
 
 
 def tell(
-    client: MlflowClient, worker: WorkerProcess, export: Export, told: Story | None, scratch: Path, hold: Callable[[], None]
+    client: MlflowClient, worker: WorkerProcess, export: Export, told: Story | None, scratch: Path, hold: Callable[[int], None]
 ) -> Done:
-    """hold: called now and then, and raises where the export is not this worker's any more. Raises whatever keeps MLflow or the blob
+    """hold: called before so many bytes are sent, and raises where the export is not this worker's any more. Raises whatever keeps MLflow or the blob
     store from answering."""
     settings = worker.settings
     experiment_id = _experiment(client, settings.mlflow_experiment)
-    run = _find(client, experiment_id, export.job_id)
+    run = _find(client, experiment_id, export)
     if told is None:
         if run is not None and run.info.lifecycle_stage == "active" and run.info.status in ("RUNNING", "SCHEDULED"):
             client.set_tag(run.info.run_id, f"{story.PREFIX}status", "deleted")
@@ -65,7 +65,7 @@ def tell(
                 again = story.read(session, job.id, after=None)
             points = again.points if again is not None else points
     for some in _batches(points, METRICS):
-        hold()
+        hold(0)
         sent = [Metric(story.metric_name(one.series), one.value, milliseconds(one.at), one.step) for one in some]
         client.log_batch(run_id, metrics=sent)
         sent_until = some[-1].at
@@ -92,21 +92,27 @@ def _experiment(client: MlflowClient, name: str) -> str:
     return found.experiment_id
 
 
-def _find(client: MlflowClient, experiment_id: str, job_id: str) -> Run | None:
-    """By its tag: the answer to a run that was made may have been lost."""
-    wanted = f"tags.`{story.JOB_ID}` = '{job_id}'"
+def _find(client: MlflowClient, experiment_id: str, export: Export) -> Run | None:
+    """By its id; by its tag where that is not known, as the answer to a run that was made may have been lost."""
+    if export.run_id is not None:
+        try:
+            return client.get_run(export.run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+    wanted = f"tags.`{story.JOB_ID}` = '{export.job_id}'"
     found = client.search_runs([experiment_id], wanted, ViewType.ALL, max_results=1, order_by=["attributes.start_time ASC"])
     return found[0] if found else None
 
 
 def _give_files(
-    client: MlflowClient, worker: WorkerProcess, run: Run, told: Story, scratch: Path, hold: Callable[[], None]
+    client: MlflowClient, worker: WorkerProcess, run: Run, told: Story, scratch: Path, hold: Callable[[int], None]
 ) -> dict[str, str]:
     """What the job has published; its model as a folder that MLflow loads, and as a version of the registered model. Returns tags."""
     run_id, limit = run.info.run_id, worker.settings.mlflow_file_bytes
     withheld = [one for one in told.artifacts if one.size > limit]
     for artifact in (one for one in told.artifacts if one.size <= limit):
-        hold()
+        hold(artifact.size)
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             path = worker.blobs.local(artifact.blob_key, Path(folder) / artifact.name)
             client.log_artifact(run_id, str(path), None if artifact.name in model.REPORTS else model.FOLDER)

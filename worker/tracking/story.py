@@ -33,6 +33,7 @@ RUN_STATUS = {
     Status.FAILED: "FAILED",
     Status.CANCELLED: "KILLED",
 }
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]{0,62}")
 _ODD = re.compile(r"[^\w.\- /:]")
 
 
@@ -134,11 +135,11 @@ def tags(story: Story) -> dict[str, str]:
 
 
 def registered_name(template: str, story: Story) -> str | None:
-    """The registered model that the job's is a version of; None: of none, as a label that the name is made of is not there, or has a
-    character that no model's name may have."""
+    """The registered model that the job's is a version of; None: of none, as a label that the name is made of is not there, or is
+    nothing to make a name of."""
     labels = story.job.request.get("labels", {})
     values = {name: labels.get(name, "") for name in re.findall(r"\{([^}]*)\}", template)}
-    if not all(value and not set(value) & set("/:") for value in values.values()):
+    if not all(_PART.fullmatch(value) for value in values.values()):
         return None
     return re.sub(r"\{([^}]*)\}", lambda found: values[found[1]], template) or None
 
