@@ -40,7 +40,7 @@ serve: migrate  ## Run the front end (HOST, PORT; MODALBRIDGE_DATA_ROOTS=/folder
 	$(BIN)/uvicorn --factory app.main:create_app --host $(HOST) --port $(PORT) --timeout-graceful-shutdown 20
 
 worker: migrate  ## Run one worker
-	$(BIN)/celery --app worker.celery_app worker --pool solo --concurrency 1 --queues jobs \
+	$(BIN)/celery --app worker.celery_app worker --pool solo --concurrency 1 \
 	  --without-gossip --without-mingle --without-heartbeat --loglevel INFO
 
 migrate: $(READY)  ## Bring the database to the schema of this code

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from queue import Empty
 from time import monotonic
@@ -11,7 +12,7 @@ from typing import Any
 
 import structlog
 from celery import Celery
-from kombu import transport
+from kombu import Exchange, Queue, transport
 from kombu.transport import filesystem
 from kombu.utils.encoding import str_to_bytes
 from kombu.utils.json import dumps, loads
@@ -20,6 +21,8 @@ from app.settings import Settings
 
 WAKE = "worker.wake"
 QUEUE = "jobs"
+CUDA_QUEUE = "jobs.cuda"
+"""Of jobs that only a worker with a CUDA device can run: another one would hear the wake-up and have no use for it."""
 log = structlog.get_logger()
 
 
@@ -54,7 +57,8 @@ class AtomicFilesystem(filesystem.Transport):
 transport.TRANSPORT_ALIASES["filesystem"] = f"{__name__}:AtomicFilesystem"
 
 
-def make_celery(settings: Settings) -> Celery:
+def make_celery(settings: Settings, queues: Sequence[str] = (QUEUE, CUDA_QUEUE)) -> Celery:
+    """queues: those that a worker hears, unless its command names others."""
     # Kombu warns of a URL without a host at each connection; the filesystem has none to name.
     url = "filesystem://localhost//" if settings.broker_url == "filesystem://" else settings.broker_url
     celery = Celery("modalbridge", broker=url)
@@ -63,6 +67,7 @@ def make_celery(settings: Settings) -> Celery:
         accept_content=["json"],
         task_ignore_result=True,
         task_default_queue=QUEUE,
+        task_queues=[Queue(name, Exchange(name), routing_key=name) for name in queues],
         # Early acknowledgement: a late one is redelivered by Redis each visibility timeout. The lease in SQL decides.
         task_acks_late=False,
         worker_prefetch_multiplier=1,
@@ -111,10 +116,10 @@ def _transport_options(settings: Settings) -> dict[str, Any]:
     }
 
 
-def wake(celery: Celery, job_id: str) -> bool:
+def wake(celery: Celery, job_id: str, needs_cuda: bool = False) -> bool:
     """Tells an idle worker to look. False if the broker is down: housekeeping tells it again."""
     try:
-        celery.send_task(WAKE, args=[job_id], queue=QUEUE, expires=3600, retry=False)
+        celery.send_task(WAKE, args=[job_id], queue=CUDA_QUEUE if needs_cuda else QUEUE, expires=3600, retry=False)
     except Exception as error:  # noqa: BLE001 - every transport has its own exceptions, and none may cost an accepted job
         log.warning("wake-up not sent; housekeeping will send it", job_id=job_id, error=repr(error))
         return False

@@ -97,6 +97,9 @@ class Settings(BaseSettings):
     cache_bytes: int = Field(64 * 2**30, gt=0)
     """What is not in use is deleted, the least recently used first, to keep within this."""
 
+    takes_cuda: bool | None = None
+    """Whether a worker takes jobs with `device: cuda`. Default: if NVIDIA's driver shows it a GPU."""
+
     metrics_port: int = Field(0, ge=0, le=65535)
     """A worker tells its numbers to Prometheus at this port. 0: it does not."""
     metrics_host: str = "127.0.0.1"

@@ -21,8 +21,6 @@ WORKER = (
     "solo",
     "--concurrency",
     "1",
-    "--queues",
-    "jobs",
     "--without-gossip",
     "--without-mingle",
     "--without-heartbeat",

@@ -6,6 +6,7 @@ the worker is raised as SystemExit.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import structlog
@@ -14,10 +15,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app import logs
 from app.blobs import BlobsAwayError
-from app.broker import make_celery
+from app.broker import CUDA_QUEUE, QUEUE, make_celery
 from app.schema import require_current
 from app.settings import Settings
 from worker import metrics
+from worker.gpus import Gpus
 from worker.housekeeping import Housekeeping
 from worker.process import open_process
 from worker.sandbox import hide_memory
@@ -25,9 +27,11 @@ from worker.tracking import exports
 
 logs.configure()
 settings = Settings()
-app = make_celery(settings)
+gpus = Gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
+takes_cuda = bool(gpus.handles) if settings.takes_cuda is None else settings.takes_cuda
+app = make_celery(settings, (QUEUE, CUDA_QUEUE) if takes_cuda else (QUEUE,))
 app.conf.update(include=["worker.tasks"], worker_redirect_stdouts=False)
-process = open_process(settings, app)
+process = open_process(settings, app, takes_cuda)
 housekeeping = Housekeeping(process)
 log = structlog.get_logger()
 
@@ -40,7 +44,7 @@ def _check(**_: Any) -> None:
         require_current(process.db)
         process.blobs.prepare()
         process.blobs.check()
-        metrics.serve(process.metrics, settings)
+        metrics.serve(process.metrics, gpus, settings)
     except (RuntimeError, SQLAlchemyError, OSError, BlobsAwayError) as error:
         raise SystemExit(f"the worker cannot start: {error}") from error
 
@@ -49,7 +53,7 @@ def _check(**_: Any) -> None:
 def _begin(**_: Any) -> None:
     """It consumes: from now on it counts as one."""
     housekeeping.start()
-    log.info("worker is ready", worker_id=process.id)
+    log.info("worker is ready", worker_id=process.id, takes_cuda=takes_cuda)
 
 
 @signals.worker_shutting_down.connect

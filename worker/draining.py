@@ -41,10 +41,11 @@ def drain(worker: WorkerProcess) -> int:
 
 
 def claim_next(worker: WorkerProcess) -> Claim | None:
-    """The next job, if there is one; this worker's row says from the same instant what it is at."""
+    """The next job that it can run, if there is one; this worker's row says from the same instant what it is at."""
     with worker.db.write() as session:
         lease = timedelta(seconds=worker.settings.lease_s)
-        claim = lifecycle.claim_next(session, worker.id, lease=lease, now=worker.db.now(session))
+        now = worker.db.now(session)
+        claim = lifecycle.claim_next(session, worker.id, lease=lease, now=now, takes_cuda=worker.takes_cuda)
         job_id = claim.job_id if claim else None
         session.execute(sa.update(Worker).where(Worker.id == worker.id).values(job_id=job_id))
         if job_id is not None and worker.settings.mlflow_tracking_uri:

@@ -21,7 +21,7 @@ class Gpus:
             pynvml.nvmlInit()
             self.handles = dict(_visible(visible))
         except pynvml.NVMLError as error:
-            log.info("no GPU metrics", reason=str(error))
+            log.info("no GPU is seen", reason=str(error))
             self.handles = {}
 
     def describe(self) -> tuple[GaugeMetricFamily, ...]:
@@ -61,7 +61,7 @@ def _visible(visible: str | None) -> Iterator[tuple[str, Any]]:
                     pynvml.nvmlDeviceGetHandleByIndex(int(name)) if by_number else pynvml.nvmlDeviceGetHandleByUUID(name)
                 )
             except pynvml.NVMLError as error:
-                log.warning("no GPU metrics from here on in CUDA_VISIBLE_DEVICES", name=name, error=str(error))
+                log.warning("no GPU is seen from here on in CUDA_VISIBLE_DEVICES", name=name, error=str(error))
                 break
     for handle in named:
         yield pynvml.nvmlDeviceGetUUID(handle), handle

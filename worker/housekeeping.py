@@ -136,6 +136,7 @@ def heartbeat(worker: WorkerProcess) -> None:
                     host=socket.gethostname(),
                     pid=os.getpid(),
                     job_id=worker.job_id,
+                    takes_cuda=worker.takes_cuda,
                     started_at=now,
                     last_seen_at=now,
                 )
@@ -164,11 +165,19 @@ def wake_idle_workers(worker: WorkerProcess) -> None:
     with worker.db.read() as session:
         now = worker.db.now(session)
         since = now - timedelta(seconds=worker.settings.worker_silent_s)
-        idle = sum(seen.job_id is None for seen in queries.workers_seen_since(session, since))
-        waiting = sa.select(Job.id).where(*queue.claimable(now)).order_by(Job.queued_at, Job.id).limit(idle)
-        job_ids = session.scalars(waiting).all()
-    for job_id in job_ids:
-        if not _wake(worker, job_id):
+        idle = [seen.takes_cuda for seen in queries.workers_seen_since(session, since) if seen.job_id is None]
+        waiting = [
+            (job_id, needs_cuda)
+            for needs_cuda, most in ((True, sum(idle)), (False, len(idle)))
+            for job_id in session.scalars(
+                sa.select(Job.id)
+                .where(*queue.claimable(now), Job.needs_cuda.is_(needs_cuda))
+                .order_by(Job.queued_at, Job.id)
+                .limit(most)
+            )
+        ]
+    for job_id, needs_cuda in waiting:
+        if not _wake(worker, job_id, needs_cuda):
             break  # the others would wait for the same broker, and the heartbeat with them
 
 
@@ -181,8 +190,8 @@ def knock(worker: WorkerProcess) -> None:
         _wake(worker, "none")
 
 
-def _wake(worker: WorkerProcess, job_id: str) -> bool:
-    sent = broker.wake(worker.celery, job_id)
+def _wake(worker: WorkerProcess, job_id: str, needs_cuda: bool = False) -> bool:
+    sent = broker.wake(worker.celery, job_id, needs_cuda)
     worker.metrics.wake_ups_sent.labels("sent" if sent else "failed").inc()
     return sent
 

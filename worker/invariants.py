@@ -83,15 +83,25 @@ def artifact_of_another_attempt(session: Session, settings: Settings, now: datet
 
 
 def queued_beside_idle_worker(session: Session, settings: Settings, now: datetime) -> int:
-    """Jobs that have long been queued, at most as many as there are workers that have long been there and are idle."""
+    """Jobs that have long been queued, at most as many as there are workers that have long been there, are idle, and can run
+    them."""
     late = now - _late(settings)
-    waiting = sa.select(sa.func.count()).where(*queue.claimable(late), Job.updated_at < late).scalar_subquery()
-    idle = sa.select(sa.func.count()).where(
-        Worker.job_id.is_(None),
-        Worker.started_at < late,
-        Worker.last_seen_at >= now - timedelta(seconds=settings.worker_silent_s),
-    )
-    return min(session.execute(sa.select(waiting, idle.scalar_subquery())).one())
+
+    def waiting(needs_cuda: bool) -> sa.ScalarSelect[int]:
+        found = sa.select(sa.func.count()).where(*queue.claimable(late), Job.updated_at < late)
+        return found.where(Job.needs_cuda.is_(needs_cuda)).scalar_subquery()
+
+    def idle(takes_cuda: bool) -> sa.ScalarSelect[int]:
+        found = sa.select(sa.func.count()).where(
+            Worker.job_id.is_(None),
+            Worker.started_at < late,
+            Worker.last_seen_at >= now - timedelta(seconds=settings.worker_silent_s),
+        )
+        return found.where(Worker.takes_cuda.is_(takes_cuda)).scalar_subquery()
+
+    cuda, others, with_cuda, without = session.execute(sa.select(waiting(True), waiting(False), idle(True), idle(False))).one()
+    served = min(cuda, with_cuda)
+    return served + min(others, with_cuda - served + without)
 
 
 def row_of_another_tenant(session: Session, settings: Settings, now: datetime) -> int:

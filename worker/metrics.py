@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -184,12 +183,12 @@ def _outcome(job: Job | None, lost_by: str | None) -> tuple[str, str]:
     return ("handed_back", "") if job.status == Status.QUEUED else ("succeeded", "")
 
 
-def serve(metrics: WorkerMetrics, settings: Settings) -> WSGIServer | None:
+def serve(metrics: WorkerMetrics, gpus: Gpus, settings: Settings) -> WSGIServer | None:
     """GET /metrics at the port of the settings; None if they name none. Raises OSError where the port cannot be had."""
     if not settings.metrics_port:
         return None
     ProcessCollector(registry=metrics.registry)
-    metrics.registry.register(Gpus(os.environ.get("CUDA_VISIBLE_DEVICES")))
+    metrics.registry.register(gpus)
     try:
         server, _ = start_http_server(settings.metrics_port, settings.metrics_host, metrics.registry)
     except OSError as error:

@@ -21,6 +21,8 @@ class WorkerProcess:
     blobs: Blobs
     celery: Celery
     id: str = field(default_factory=lambda: new_id("worker"))
+    takes_cuda: bool = False
+    """Whether it also claims jobs that need a CUDA device."""
     job_id: str | None = None
     """The job that it runs now."""
     stop_asked: bool = False
@@ -37,5 +39,5 @@ class WorkerProcess:
         self.metrics.silent.set_function(lambda: 0.0 if self.job_id else time.monotonic() - self.heard_at)
 
 
-def open_process(settings: Settings, celery: Celery) -> WorkerProcess:
-    return WorkerProcess(settings, Database(settings.sqlalchemy_url), open_blobs(settings), celery)
+def open_process(settings: Settings, celery: Celery, takes_cuda: bool) -> WorkerProcess:
+    return WorkerProcess(settings, Database(settings.sqlalchemy_url), open_blobs(settings), celery, takes_cuda=takes_cuda)

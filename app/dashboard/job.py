@@ -121,8 +121,8 @@ def cancel(request: Request, job_id: str, tenant: Tenant) -> Response:
 
 @router.post("/retry")
 def retry(request: Request, job_id: str, tenant: Tenant) -> Response:
-    service.retry(request.app.state.db, tenant, job_id)
-    broker.wake(request.app.state.celery, job_id)
+    job = service.retry(request.app.state.db, tenant, job_id)
+    broker.wake(request.app.state.celery, job.id, job.needs_cuda)
     return _see(f"{ADDRESS}/{job_id}")
 
 

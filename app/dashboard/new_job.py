@@ -56,7 +56,7 @@ async def submit(request: Request, tenant: Tenant) -> Response:
                 raise
             return await run_in_threadpool(_page, request, tenant, form.defaults() | texts, problem)
     if new:
-        await run_in_threadpool(broker.wake, state.celery, job.id)
+        await run_in_threadpool(broker.wake, state.celery, job.id, job.needs_cuda)
     return RedirectResponse(f"{ADDRESS}/{job.id}", 303)
 
 

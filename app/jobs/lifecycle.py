@@ -58,9 +58,9 @@ def _held(claim: Claim) -> tuple[Any, Any]:
 # A worker's side -----------------------------------------------------------------------------------------------------
 
 
-def claim_next(session: Session, worker_id: str, *, lease: timedelta, now: datetime) -> Claim | None:
-    """The job whose turn it is becomes this worker's. None: nothing is queued."""
-    if (found := queue.next_job(session, now)) is None:
+def claim_next(session: Session, worker_id: str, *, lease: timedelta, now: datetime, takes_cuda: bool = True) -> Claim | None:
+    """The job whose turn it is becomes this worker's. None: nothing is queued that it can run."""
+    if (found := queue.next_job(session, now, takes_cuda)) is None:
         return None
     job_id, share = found
     job = _change(

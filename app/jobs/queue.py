@@ -26,15 +26,21 @@ def share_of(tenant_id: str, labels: dict[str, str], label: str) -> str:
     return f"{tenant_id}/{labels[label]}" if label in labels else tenant_id
 
 
-def claimable(now: datetime) -> tuple[Any, Any]:
-    """Where a job may be claimed."""
-    return Job.status == Status.QUEUED, sa.or_(Job.not_before.is_(None), Job.not_before <= now)
+def claimable(now: datetime, takes_cuda: bool = True) -> tuple[Any, ...]:
+    """Where a job may be claimed by a worker with a CUDA device, or by one without."""
+    any_device = () if takes_cuda else (Job.needs_cuda.is_(False),)
+    return Job.status == Status.QUEUED, sa.or_(Job.not_before.is_(None), Job.not_before <= now), *any_device
 
 
-def next_job(session: Session, now: datetime) -> tuple[str, str] | None:
-    """(job id, share) of the next job that may be claimed, locked against other claims. None: there is none."""
+def next_job(session: Session, now: datetime, takes_cuda: bool = True) -> tuple[str, str] | None:
+    """(job id, share) of the next job that such a worker may claim, locked against other claims. None: there is none."""
     for share in _by_turn(session):
-        first = sa.select(Job.id).where(*claimable(now), Job.share == share).order_by(Job.rank, Job.queued_at, Job.id).limit(1)
+        first = (
+            sa.select(Job.id)
+            .where(*claimable(now, takes_cuda), Job.share == share)
+            .order_by(Job.rank, Job.queued_at, Job.id)
+            .limit(1)
+        )
         if (job_id := session.scalar(first.with_for_update(skip_locked=True))) is not None:
             return job_id, share
     return None

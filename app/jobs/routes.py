@@ -120,7 +120,7 @@ async def submit(
             service.submit, state.db, state.blobs, state.settings, tenant, wanted, received.staged, idempotency_key
         )
     if new:  # after the commit; if the broker is down, housekeeping wakes a worker instead
-        await run_in_threadpool(broker.wake, state.celery, job.id)
+        await run_in_threadpool(broker.wake, state.celery, job.id, job.needs_cuda)
     return _answer(job, 202, Location=f"/jobs/{job.id}")
 
 
@@ -193,7 +193,7 @@ def cancel(request: Request, job_id: str, tenant: Tenant) -> Response:
 def retry(request: Request, job_id: str, tenant: Tenant) -> Response:
     """The same job, request and history, with a new attempt that goes on from the last checkpoint where one is left."""
     job = service.retry(request.app.state.db, tenant, job_id)
-    broker.wake(request.app.state.celery, job.id)
+    broker.wake(request.app.state.celery, job.id, job.needs_cuda)
     return _answer(job, 202)
 
 

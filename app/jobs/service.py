@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy.exc import IntegrityError
@@ -101,6 +102,7 @@ def _insert(
             status=Status.QUEUED,
             share=queue.share_of(tenant_id, accepted["labels"], settings.queue_label),
             rank=-accepted["priority"],
+            needs_cuda=accepted["device"] == "cuda",
             created_at=now,
             queued_at=now,
             updated_at=now,
@@ -114,6 +116,10 @@ def _insert(
         session.add_all(JobDataset(job_id=job.id, dataset_id=dataset_id) for dataset_id in job_data.dataset_ids(pins))
         session.add_all(JobLabel(job_id=job.id, tenant_id=tenant_id, key=k, value=v) for k, v in accepted["labels"].items())
         events.append(session, job, "state", "queued", {"status": Status.QUEUED}, now=now)
+        heard = queries.workers_seen_since(session, now - timedelta(seconds=settings.worker_silent_s))
+        if job.needs_cuda and not any(worker.takes_cuda for worker in heard):
+            message = "no worker with a CUDA device was heard from lately: the job waits for one"
+            events.append(session, job, "warning", message, {"code": "no_cuda_worker", "message": message}, now=now)
     return job
 
 

@@ -47,6 +47,8 @@ class Job(Base):
     """Of the queue: shares take turns (app/jobs/queue.py)."""
     rank: Mapped[int] = mapped_column(default=0, server_default="0")
     """Minus the priority of the request: what is smaller goes first."""
+    needs_cuda: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
+    """Only a worker with a CUDA device may claim it."""
 
     attempt: Mapped[int] = mapped_column(default=0)
     """The fencing token: raised by each claim, and every write of a worker names it."""
@@ -157,7 +159,7 @@ class Turn(Base):
 
 
 class Worker(Base):
-    """A worker process, by its heartbeat. job_id: what it runs now."""
+    """A worker process, by its heartbeat. job_id: what it runs now. takes_cuda: also jobs that need a CUDA device."""
 
     __tablename__ = "workers"
 
@@ -165,5 +167,6 @@ class Worker(Base):
     host: Mapped[str] = mapped_column(sa.String(255))
     pid: Mapped[int]
     job_id: Mapped[str | None] = mapped_column(sa.String(40))
+    takes_cuda: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
     started_at: Mapped[datetime] = mapped_column(Timestamp)
     last_seen_at: Mapped[datetime] = mapped_column(Timestamp)

@@ -22,6 +22,7 @@ from tests.worker.embedded import (
     LONGER,
     QUICK,
     Embedded,
+    asleep,
     caught_with_a_checkpoint,
     child_of,
     gone,
@@ -104,7 +105,7 @@ def test_4_a_worker_that_slept_through_its_lease_publishes_nothing(embedded: Emb
     with embedded.worker() as sleeper:
         number = caught_with_a_checkpoint(embedded, job_id)
         os.kill(number, signal.SIGSTOP)
-        os.kill(sleeper.pid, signal.SIGSTOP)
+        asleep(embedded, sleeper)
         with embedded.worker() as other:
             job = embedded.until(job_id, "succeeded")
             assert job.attempt == 2

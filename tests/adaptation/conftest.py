@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -132,21 +133,28 @@ class Ran:
         self.series = json.loads((out / "artifacts/metrics.json").read_text())["series"]
 
 
-@pytest.fixture
-def adapt(data: Path, tmp_path: Path) -> Iterator[Callable[..., Ran]]:
-    """adapt(**changes of the spec) runs the job in this process and returns a Ran; Problems come through."""
+@contextmanager
+def adapting(data: Path, folder: Path) -> Iterator[Callable[..., Ran]]:
+    """call(**changes of the spec) runs the job in this process and returns a Ran; Problems come through."""
     silent = os.open(os.devnull, os.O_WRONLY)
 
     def call(out: str = "out", **changes: Any) -> Ran:
-        folder = tmp_path / out
-        folder.mkdir(exist_ok=True)
+        place = folder / out
+        place.mkdir(exist_ok=True)
         written = AdaptationSpec.model_validate_json(json.dumps(spec(data, **changes)))
-        journal = Journal(silent, folder)
+        journal = Journal(silent, place)
         try:
-            result = run(written, folder, journal, data, None, 30.0)
+            result = run(written, place, journal, data, None, 30.0)
         finally:
             journal.close()
-        return Ran(folder, result)
+        return Ran(place, result)
 
     yield call
     os.close(silent)
+
+
+@pytest.fixture
+def adapt(data: Path, tmp_path: Path) -> Iterator[Callable[..., Ran]]:
+    """A job over data of the test's own."""
+    with adapting(data, tmp_path) as call:
+        yield call

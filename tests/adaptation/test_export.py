@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from app.spec import AdaptationSpec, InputSpec
 from tests.worker.embedded import processes_that_name, wait_for
 from worker.adaptation import architectures, export, exporter
 from worker.adaptation.evaluation import centre_batch
+from worker.adaptation.events import Result, parse
 from worker.adaptation.image_cache import open_column
 from worker.adaptation.image_sets import Images
 from worker.adaptation.scaling import Range
@@ -33,6 +35,49 @@ from .test_resume import attempt
 
 BOTH = ["torch_export", "onnx"]
 ROOT = Path(__file__).parents[2]
+
+
+NAME = "hall <3> | `x`\n---\nlicense: mit\n---\n[a](http://b)"
+WATCHED = """
+import os, sys
+def watch(event, arguments):
+    if event == "open" and isinstance(arguments[0], (str, bytes)) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        path = os.path.realpath(os.fsdecode(arguments[0]))
+        if not path.startswith(("/dev/", "/proc/", {folder!r})):
+            print("WROTE", path, file=sys.stderr)
+    if event in ("os.mkdir", "socket.connect", "socket.getaddrinfo"):
+        print("DID", event, arguments, file=sys.stderr) if {folder!r} not in str(arguments[0]) else None
+sys.addaudithook(watch)
+"""
+
+
+class Watched(Ran):
+    """home: what the job had as its home folder. did: what it wrote and whom it asked outside its folder."""
+
+    def __init__(self, data: Path, result: Result, home: Path, did: list[str]) -> None:
+        super().__init__(data / "whole", result)
+        self.data, self.home, self.did = data, home, did
+
+
+@pytest.fixture(scope="module")
+def whole(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    """A job that asks for both, in its own process, watched by Python's audit events there and in those of the exporters."""
+    folder = tmp_path_factory.mktemp("whole")
+    data = Path(shutil.copytree(shapes, folder / "data"))
+    for place in ("site", "home", "data/tmp"):
+        (folder / place).mkdir()
+    (folder / "site/sitecustomize.py").write_text(WATCHED.format(folder=str(data)))
+    spec(data, outputs=BOTH, name=NAME)
+    command = [sys.executable, "-m", "worker.adaptation", str(data / "spec.json"), "--out", str(data / "whole")]
+    places = {"PYTHONPATH": f"{folder / 'site'}:{ROOT}", "HOME": str(folder / "home"), "TMPDIR": str(data / "tmp")}
+    environment = os.environ | places | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    for name in ("ORT_DISABLE_TELEMETRY", "TORCHINDUCTOR_CACHE_DIR"):  # of this process of the tests; torch sets the second
+        environment.pop(name, None)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=data, env=environment, timeout=280, check=True)
+    did = [line for line in done.stderr.splitlines() if line.startswith(("WROTE", "DID"))]
+    result = parse(done.stdout.splitlines()[-1].encode())
+    assert isinstance(result, Result)
+    return Watched(data, result, folder / "home", did)
 
 
 def answers(ran: Ran, x: np.ndarray) -> dict[str, np.ndarray]:
@@ -82,8 +127,8 @@ def normalised(x: torch.Tensor) -> torch.Tensor:
     return (x - mean) / std
 
 
-def test_both_are_published_and_answer_as_the_safetensors_model_does_for_any_number_of_images(adapt):
-    ran = adapt(outputs=BOTH)
+def test_both_are_published_and_answer_as_the_safetensors_model_does_for_any_number_of_images(whole):
+    ran = whole
     assert set(ran.result.summary["outputs"]) == {"safetensors", *BOTH}
     x = normalised(target_images(ran).expand(-1, 3, -1, -1))
     expected = plain(ran, x)
@@ -107,17 +152,16 @@ def test_both_are_published_and_answer_as_the_safetensors_model_does_for_any_num
 
 
 def test_normalising_can_be_a_part_of_the_graph(adapt):
-    """As ONNX; the ensemble below is the other format's case."""
-    ran = adapt(method="source_only", outputs=["onnx"], export={"normalize_in_graph": True})
+    ran = adapt(method="source_only", outputs=["torch_export"], export={"normalize_in_graph": True})
     x = target_images(ran).expand(-1, 3, -1, -1).contiguous()
     expected = plain(ran, normalised(x))
     for logits in answers(ran, x.numpy()).values():
         assert np.abs(logits - expected).max() < 1e-5
-    assert (taken(ran)["model.onnx"][1], taken(ran)["model.safetensors"][1]) == ("repeat_channels", "normalize")
+    assert (taken(ran)["model.pt2"][1], taken(ran)["model.safetensors"][1]) == ("repeat_channels", "normalize")
 
 
 def test_a_model_behind_its_translator_is_exported_with_it(adapt):
-    ran = adapt(method="tgmb", outputs=["onnx"])
+    ran = adapt(method="tgmb", outputs=["torch_export"])
     x = target_images(ran)
     from safetensors.torch import load_file
 
@@ -129,7 +173,7 @@ def test_a_model_behind_its_translator_is_exported_with_it(adapt):
         expected = plain(ran, normalised(T.eval()(x)))
     for logits in answers(ran, x.numpy()).values():
         assert np.abs(logits - expected).max() < 1e-5
-    assert taken(ran)["model.onnx"] == (["batch", 1, SIZE, SIZE], "rescale")
+    assert taken(ran)["model.pt2"] == (["batch", 1, SIZE, SIZE], "rescale")
 
 
 def test_several_source_models_are_exported_as_one_that_normalises_by_itself(adapt, data):
@@ -151,10 +195,10 @@ def test_several_source_models_are_exported_as_one_that_normalises_by_itself(ada
 
 @pytest.mark.parametrize(
     ("architecture", "outputs"),
-    [("torchvision/resnet18", BOTH), ("timm/efficientnet_lite0", ["torch_export"]), ("shot/resnet50", ["onnx"])],
+    [("torchvision/resnet18", ["torch_export"]), ("timm/efficientnet_lite0", ["torch_export"]), ("shot/resnet50", ["onnx"])],
 )
 def test_the_architectures_that_are_used_most_are_exported(adapt, data, architecture, outputs):
-    """Not each as both, which takes minutes: an ONNX file is made of what torch.export captures."""
+    """Each as one, for both take minutes: an ONNX file is made of what torch.export captures."""
     torch.manual_seed(0)
     made = architectures.network(architecture, len(CLASSES), InputSpec(size=SIZE))
     save_file(made.state_dict(), data / "source.safetensors")
@@ -209,8 +253,8 @@ def test_more_than_one_class_in_a_hundred_that_differs_is_too_many():
 
 def test_an_exporter_that_is_killed_costs_its_own_output_alone(adapt, tmp_path):
     def kill() -> None:
-        wait_for(lambda: processes_that_name(f"torch_export {tmp_path}".replace(" ", "\0")), "the exporter", 120)
-        for number in processes_that_name(f"torch_export {tmp_path}".replace(" ", "\0")):
+        wait_for(lambda: processes_that_name(f"onnx {tmp_path}".replace(" ", "\0")), "the exporter", 120)
+        for number in processes_that_name(f"onnx {tmp_path}".replace(" ", "\0")):
             os.kill(number, signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
@@ -219,12 +263,12 @@ def test_an_exporter_that_is_killed_costs_its_own_output_alone(adapt, tmp_path):
     killer.join()
     outputs = ran.result.summary["outputs"]
     reason = "the exporter was killed by SIGKILL"
-    assert outputs["torch_export"] == {"published": False, "file": "model.pt2", "reason": reason}
-    assert outputs["onnx"]["published"] and outputs["safetensors"]["published"]
+    assert outputs["onnx"] == {"published": False, "file": "model.onnx", "reason": reason}
+    assert outputs["torch_export"]["published"] and outputs["safetensors"]["published"]
     names = {file.name for file in ran.result.artifacts}
-    assert {"model.safetensors", "model.onnx"} <= names and "model.pt2" not in names
+    assert {"model.safetensors", "model.pt2"} <= names and "model.onnx" not in names
     (warned,) = [event for event in ran.events if event.type == "warning" and event.code == "output_refused"]
-    assert reason in warned.message and warned.data == {"output": "torch_export"}
+    assert reason in warned.message and warned.data == {"output": "onnx"}
     assert [warning["code"] for warning in ran.report["warnings"]].count("output_refused") == 1
     assert reason in (ran.out / "artifacts/report.html").read_text()
     assert reason in (ran.out / "artifacts/README.md").read_text()
@@ -250,10 +294,8 @@ class Branching(torch.nn.Module):
 
 
 @pytest.mark.acceptance
-def test_a_job_killed_while_it_exports_ends_in_the_same_files(data):
-    spec(data, method="source_only", outputs=BOTH)
-    events, _ = attempt(data, "whole")
-    assert events[-1].type == "result"
+def test_a_job_killed_while_it_exports_ends_in_the_same_files(whole):
+    data = whole.data
 
     def exported_one(event) -> bool:
         return event.type == "log" and event.message.startswith("model.pt2 made")
@@ -263,47 +305,19 @@ def test_a_job_killed_while_it_exports_ends_in_the_same_files(data):
     wait_for(lambda: not processes_that_name(f"onnx\0{data}/parts"), "the exporter's end, which comes with the engine's")
     assert attempt(data, "parts")[0][-1].type == "result"
     for name in ("model.safetensors", "model.pt2", "model.onnx", "preprocessing.json"):
-        assert (data / "parts/artifacts" / name).read_bytes() == (data / "whole/artifacts" / name).read_bytes(), name
-    reports = [json.loads((data / out / "artifacts/report.json").read_text())["outputs"] for out in ("parts", "whole")]
-    assert reports[0] == reports[1]
+        assert (data / "parts/artifacts" / name).read_bytes() == (whole.out / "artifacts" / name).read_bytes(), name
+    report = json.loads((data / "parts/artifacts/report.json").read_text())
+    assert report["outputs"] == whole.report["outputs"]
 
 
-WATCHED = """
-import os, sys
-def watch(event, arguments):
-    if event == "open" and isinstance(arguments[0], (str, bytes)) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-        path = os.path.realpath(os.fsdecode(arguments[0]))
-        if not path.startswith(("/dev/", "/proc/", {folder!r})):
-            print("WROTE", path, file=sys.stderr)
-    if event in ("os.mkdir", "socket.connect", "socket.getaddrinfo"):
-        print("DID", event, arguments, file=sys.stderr) if {folder!r} not in str(arguments[0]) else None
-sys.addaudithook(watch)
-"""
+def test_exporting_writes_nothing_outside_its_folder_and_asks_nobody(whole):
+    assert whole.did == [], "\n".join(whole.did)
+    assert list(whole.home.iterdir()) == [], "ONNX Runtime's own code writes there unless it is told not to"
+    assert {path.name for path in whole.out.iterdir()} == {"artifacts", "cache", "checkpoint.pt", "events.jsonl", "lock"}
 
 
-@pytest.mark.acceptance
-def test_exporting_writes_nothing_outside_its_folder_and_asks_nobody(data, tmp_path):
-    """By Python's audit events, in the engine's process and in those of the exporters."""
-    for folder in ("site", "home", "data/tmp"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "site/sitecustomize.py").write_text(WATCHED.format(folder=str(data)))
-    spec(data, method="source_only", outputs=BOTH)
-    command = [sys.executable, "-m", "worker.adaptation", str(data / "spec.json"), "--out", str(data / "out")]
-    places = {"PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}", "HOME": str(tmp_path / "home"), "TMPDIR": str(data / "tmp")}
-    environment = os.environ | places | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    for name in ("ORT_DISABLE_TELEMETRY", "TORCHINDUCTOR_CACHE_DIR"):  # of this process of the tests; torch sets the second
-        environment.pop(name, None)
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=data, env=environment, timeout=280, check=True)
-    assert json.loads(ran.stdout.splitlines()[-1])["summary"]["outputs"]["onnx"]["published"]
-    told = [line for line in ran.stderr.splitlines() if line.startswith(("WROTE", "DID"))]
-    assert told == [], "\n".join(told)
-    assert list((tmp_path / "home").iterdir()) == [], "ONNX Runtime's own code writes there unless it is told not to"
-    assert {path.name for path in (data / "out").iterdir()} == {"artifacts", "cache", "events.jsonl", "lock"}
-
-
-def test_the_model_card_is_one_of_hugging_face_and_its_lines_load_what_was_published(adapt):
-    name = "hall <3> | `x`\n---\nlicense: mit\n---\n[a](http://b)"
-    ran = adapt(outputs=BOTH, name=name)
+def test_the_model_card_is_one_of_hugging_face_and_its_lines_load_what_was_published(whole):
+    ran = whole
     artifacts = ran.out / "artifacts"
     card = ModelCard.load(artifacts / "README.md")
     assert (card.data.license, card.data.base_model, card.data.pipeline_tag) == (
@@ -314,7 +328,7 @@ def test_the_model_card_is_one_of_hugging_face_and_its_lines_load_what_was_publi
     assert {"depth", "torch_export", "onnx"} <= set(card.data.tags)
     measured = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert measured["accuracy"] == ran.report["summary"]["accuracy"]["adapted"]["accuracy"]
-    assert card.data.model_name == " ".join(name.split())
+    assert card.data.model_name == " ".join(NAME.split())
     assert yaml.safe_load(card.data.to_yaml())["license"] == "unknown"
     assert "<3>" not in card.text and "[a](" not in card.text
     before = ran.report["summary"]["accuracy"]["source_only"]["accuracy"]

@@ -3,36 +3,27 @@ signals; a kill happens when a given event line appears."""
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-import torchvision
-from safetensors.torch import save_file
 
-from worker.adaptation.events import Event, parse
+from worker.adaptation.events import Event
 
 from .conftest import spec
+from .engine import started
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.acceptance
 
 
 @pytest.fixture(scope="module")
 def job(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ResNet-18 with batch norms, and an undisturbed run of it in whole/."""
+    """A small ResNet with batch norms, and an undisturbed run of it in whole/."""
     folder = tmp_path_factory.mktemp("job")
-    for name in ("target", "pairs", "test"):
+    for name in ("target", "pairs", "test", "source.safetensors"):
         (folder / name).symlink_to(shapes / name)
-    torch.manual_seed(0)
-    save_file(torchvision.models.resnet18(num_classes=3).state_dict(), folder / "source.safetensors")
-    transfer = {"epochs": 3, "batch_size": 16}
-    spec(folder, source_model={"architecture": "torchvision/resnet18"}, settings={"transfer": transfer})
+    spec(folder, settings={"transfer": {"epochs": 3, "batch_size": 16}})
     events, code = attempt(folder, "whole")
     assert code == 0
     assert events[-1].type == "result"
@@ -43,17 +34,9 @@ def attempt(
     folder: Path, out: str, until: Callable[[Event], bool] | None = None, by: signal.Signals = signal.SIGKILL
 ) -> tuple[list[Event], int]:
     """Runs the engine until its end, or sends the signal when an event says so. Returns the events and the exit code."""
-    command = [sys.executable, "-m", "worker.adaptation", str(folder / "spec.json"), "--out", str(folder / out)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    events = []
-    with subprocess.Popen([*command, "--checkpoint-every", "0"], stdout=subprocess.PIPE, cwd=ROOT, env=environment) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            events.append(parse(line))
-            if until is not None and until(events[-1]):
-                process.send_signal(by)
-                until = None
-    return events, process.returncode
+    with started(folder, out, "--checkpoint-every", "0") as running:
+        ended = running.end(until, by)
+    return ended.events, ended.returncode
 
 
 def weights(folder: Path, out: str) -> bytes:
@@ -118,9 +101,7 @@ def test_where_nothing_is_trained_it_stops_at_once(job, phase):
 
 def test_a_second_engine_in_the_same_folder_waits_for_the_first(job):
     out = "two"
-    command = [sys.executable, "-m", "worker.adaptation", str(job / "spec.json"), "--out", str(job / out)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, env=environment) for _ in range(2)]
-    ends = [parse(process.communicate(timeout=120)[0].splitlines()[-1]).type for process in both]
+    with started(job, out) as first, started(job, out) as second:
+        ends = [running.end().events[-1].type for running in (first, second)]
     assert ends == ["result", "result"]
     assert weights(job, out) == weights(job, "whole")

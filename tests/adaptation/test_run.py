@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -19,20 +18,15 @@ from app.errors import Problem
 from worker.adaptation.events import parse
 
 from .conftest import spec
+from .engine import Ended, engine
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.acceptance
 
 
-def engine(data: Path, *more: str, file: str = "spec.json", **settings) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-W", "error", "-m", "worker.adaptation", str(data / file), "--out", str(data / "out"), *more]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, cwd=data.parent, env=environment, timeout=120, **settings)
-
-
-def failed(process: subprocess.CompletedProcess) -> dict:
-    assert process.returncode == 1, process.stderr.decode()
-    return parse(process.stdout.splitlines()[-1]).problem
+def failed(ended: Ended) -> dict:
+    assert ended.returncode == 1, ended.stderr
+    return ended.events[-1].problem
 
 
 def test_a_job_ends_in_artifacts_that_the_library_loads_alone(data):
@@ -42,7 +36,9 @@ def test_a_job_ends_in_artifacts_that_the_library_loads_alone(data):
 
     torch.manual_seed(0)
     save_file(torchvision.models.resnet18(num_classes=3).state_dict(), data / "source.safetensors")
-    ran = engine(data)
+    command = [sys.executable, "-W", "error", "-m", "worker.adaptation", str(data / "spec.json"), "--out", str(data / "out")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(command, capture_output=True, cwd=data.parent, env=environment, timeout=120)
     assert ran.returncode == 0, ran.stderr.decode()
     events = [parse(line) for line in ran.stdout.splitlines()]
     phases = [event.phase for event in events if event.type == "phase"]
@@ -73,8 +69,8 @@ def test_a_job_ends_in_artifacts_that_the_library_loads_alone(data):
 
     again = engine(data)
     assert again.returncode == 0
-    assert parse(again.stdout.splitlines()[-1]) == events[-1]
-    assert b'"progress"' not in again.stdout
+    assert again.events[-1] == events[-1]
+    assert "progress" not in {event.type for event in again.events}
 
     spec(data, source_model={"architecture": "torchvision/resnet18"}, seed=1)
     problem = failed(engine(data))
@@ -162,7 +158,7 @@ def test_what_libraries_print_goes_to_stderr(data):
 def test_a_full_disk_is_said_so_and_the_job_goes_on_when_there_is_room(data):
     spec(data)
     room = 400_000  # bytes a file: the cache fits, a checkpoint does not
-    problem = failed(engine(data, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))))
+    problem = failed(engine(data, largest_file=room))
     assert problem["code"] == "disk_full"
     assert not (data / "out/artifacts").exists()
     assert not list((data / "out").glob("*.partial"))

@@ -89,7 +89,8 @@ class Stack:
     def environment(self, name: str) -> dict[str, str]:
         env = {key: value for key, value in os.environ.items() if not key.startswith(("MODALBRIDGE_", "AWS_"))}
         for setting, value in self.settings_of(name).model_dump(mode="json").items():
-            env[f"MODALBRIDGE_{setting.upper()}"] = os.pathsep.join(value) if isinstance(value, list) else str(value)
+            if value is not None:
+                env[f"MODALBRIDGE_{setting.upper()}"] = os.pathsep.join(value) if isinstance(value, list) else str(value)
         return env | {"OMP_NUM_THREADS": "1"} | (CREDENTIALS if self.bucket else {})
 
     @property

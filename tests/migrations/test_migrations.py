@@ -75,6 +75,17 @@ def test_jobs_that_are_queued_keep_their_place_when_shares_come(database: Databa
         assert connection.execute(sa.text("select share, rank from jobs")).one() == (EMBEDDED_TENANT, 0)
 
 
+def test_jobs_that_wait_for_cuda_are_known_when_workers_differ(database: Database) -> None:
+    command.downgrade(schema.config(database), "0006")
+    with database.engine.begin() as connection:
+        _add_job(connection)
+        connection.execute(sa.text("""update jobs set request = '{"device": "cuda"}'"""))
+    schema.upgrade(database)
+    with database.engine.begin() as connection:
+        assert connection.execute(sa.text("select needs_cuda from jobs")).scalar()
+    command.downgrade(schema.config(database), "0006")
+
+
 def test_further_source_models_come_and_go_with_jobs_in_place(database: Database) -> None:
     """The revision before knows of no such table; the jobs of both are the same."""
     command.downgrade(schema.config(database), "0001")

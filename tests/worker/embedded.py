@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -47,7 +48,8 @@ class Embedded:
     def process(self, **changes: Any) -> WorkerProcess:
         """A worker in this process: for drain(), supervisor and housekeeping."""
         settings = self.settings.model_copy(update=changes)
-        return WorkerProcess(settings, self.db, self.blobs, make_celery(settings))
+        celery = make_celery(settings)
+        return WorkerProcess(settings, self.db, self.blobs, celery, takes_cuda=settings.takes_cuda is True)
 
     def submit(self, *, wake: bool = True, **changes: Any) -> str:
         """A job over all of the data, training a few steps unless `changes` say otherwise."""
@@ -74,11 +76,11 @@ class Embedded:
             staged.write((self.data / "source.safetensors").read_bytes())
             job, _ = service.submit(self.db, self.blobs, self.settings, EMBEDDED_TENANT, request, staged, None)
         if wake:
-            self.wake(job.id)
+            self.wake(job.id, job.needs_cuda)
         return job.id
 
-    def wake(self, job_id: str) -> None:
-        assert broker.wake(make_celery(self.settings), job_id)
+    def wake(self, job_id: str, needs_cuda: bool = False) -> None:
+        assert broker.wake(make_celery(self.settings), job_id, needs_cuda)
 
     def job(self, job_id: str) -> Job:
         return service.read(self.db, EMBEDDED_TENANT, job_id)
@@ -125,14 +127,22 @@ class Embedded:
         housekeeping.sweep(self.process())
 
     @contextmanager
-    def worker(self, queues: str = "jobs", **changes: Any) -> Iterator[subprocess.Popen[bytes]]:
+    def worker(self, queues: str | None = None, **changes: Any) -> Iterator[subprocess.Popen[bytes]]:
         """A real one, as `make worker` starts it. At the end it is asked to stop, unless the test has seen to its end."""
         settings = self.settings.model_copy(update=changes)
         env = {key: value for key, value in os.environ.items() if not key.startswith("MODALBRIDGE_")} | {"OMP_NUM_THREADS": "1"}
         for name, value in settings.model_dump(mode="json").items():
-            env[f"MODALBRIDGE_{name.upper()}"] = os.pathsep.join(value) if isinstance(value, list) else str(value)
+            if value is not None:
+                env[f"MODALBRIDGE_{name.upper()}"] = os.pathsep.join(value) if isinstance(value, list) else str(value)
         command = [sys.executable, "-W", "ignore", "-m", "celery", "--app", "worker.celery_app", "worker", "--pool", "solo"]
-        command += ["--concurrency", "1", "--queues", queues, "--without-gossip", "--without-mingle", "--without-heartbeat"]
+        command += [
+            "--concurrency",
+            "1",
+            *(["--queues", queues] if queues else []),
+            "--without-gossip",
+            "--without-mingle",
+            "--without-heartbeat",
+        ]
         with (self.settings.data_dir / "workers.log").open("ab") as log:
             running = subprocess.Popen(command, env=env, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
         self.workers.append(running)
@@ -145,6 +155,20 @@ class Embedded:
             if running.poll() is None:
                 running.kill()
                 running.wait()
+
+
+def asleep(embedded: Embedded, worker: subprocess.Popen[bytes]) -> None:
+    """Stops the worker between two transactions: within one it would sleep on SQLite's lock, which nobody can take from it."""
+
+    def stopped() -> bool:
+        worker.send_signal(signal.SIGSTOP)
+        with closing(sqlite3.connect(embedded.db.url.database, timeout=0.2)) as connection, suppress(sqlite3.OperationalError):
+            connection.execute("BEGIN IMMEDIATE")
+            return True
+        worker.send_signal(signal.SIGCONT)
+        return False
+
+    wait_for(stopped, "the worker to be between two transactions")
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = 30, story: Callable[[], str] = lambda: "") -> None:

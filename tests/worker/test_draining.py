@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from app.jobs.table import Worker
 from tests.worker.embedded import QUICK, Embedded
 from worker import housekeeping
@@ -32,6 +34,38 @@ def test_the_oldest_job_is_next_and_the_workers_row_says_so(embedded_both: Embed
     assert claim_next(worker) is None
     with embedded_both.db.read() as session:
         assert session.get(Worker, worker.id).job_id is None
+
+
+def test_a_job_for_cuda_is_left_to_a_worker_that_has_it_and_others_wait_for_neither(embedded_both: Embedded):
+    first, second, third = (embedded_both.submit(wake=False, device=device) for device in ("cuda", "auto", "cuda"))
+    without, having = embedded_both.process(), embedded_both.process(takes_cuda=True)
+    assert claim_next(without).job_id == second
+    assert claim_next(without) is None
+    assert [claim_next(having).job_id for _ in range(2)] == [first, third]
+
+
+def test_one_that_waits_for_a_worker_with_cuda_says_so(embedded_both: Embedded):
+    def warnings(job_id: str) -> list[str]:
+        return [event.data["code"] for event in embedded_both.events(job_id, "warning")]
+
+    housekeeping.heartbeat(embedded_both.process())
+    assert warnings(embedded_both.submit(wake=False, device="cuda")) == ["no_cuda_worker"]
+    assert warnings(embedded_both.submit(wake=False, device="auto")) == []
+    housekeeping.heartbeat(embedded_both.process(takes_cuda=True))
+    assert warnings(embedded_both.submit(wake=False, device="cuda", seed=1)) == []
+
+
+@pytest.mark.acceptance
+def test_a_real_worker_hears_of_jobs_for_cuda_if_it_takes_them(embedded: Embedded):
+    """Told that it has a GPU, it finds on a machine without that there is none."""
+    waiting = embedded.submit(device="cuda", **QUICK)
+    with embedded.worker(takes_cuda=False):
+        embedded.until(embedded.submit(**QUICK), "succeeded")
+    assert embedded.job(waiting).status == "queued"
+    assert len(list(embedded.settings.broker_dir.rglob("*.jobs.cuda.msg"))) >= 1, "the wake-up is left to another"
+    with embedded.worker(takes_cuda=True):
+        job = embedded.until(waiting, "failed", "succeeded")
+    assert job.status == "succeeded" or job.error["code"] == "device_unavailable"
 
 
 def test_it_goes_on_until_nothing_is_queued(embedded: Embedded):

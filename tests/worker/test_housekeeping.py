@@ -108,6 +108,19 @@ def test_queued_jobs_wake_as_many_workers_as_are_idle(embedded_both: Embedded):
     assert messages(embedded_both) == 1, "busy workers look by themselves when they are done"
 
 
+def test_wake_ups_for_cuda_go_to_those_who_have_it(embedded_both: Embedded):
+    for n in range(3):
+        embedded_both.submit(wake=False, seed=n, device="cuda")
+    without, having = embedded_both.process(), embedded_both.process(takes_cuda=True)
+    housekeeping.heartbeat(without)
+    housekeeping.wake_idle_workers(without)
+    assert messages(embedded_both) == 0, "nobody is there who could run one"
+    housekeeping.heartbeat(having)
+    housekeeping.wake_idle_workers(without)
+    (message,) = embedded_both.settings.broker_dir.rglob("*.msg")
+    assert message.name.endswith(".jobs.cuda.msg")
+
+
 def test_without_queued_jobs_nothing_is_sent(embedded: Embedded):
     worker = embedded.process()
     housekeeping.look(worker)

@@ -147,6 +147,7 @@ def artifact_of_another_attempt(session, jobs, now):
 @breaks(1)
 def queued_beside_idle_worker(session, jobs, now):
     yield job(jobs["queued"], updated_at=now - HOUR)
+    yield job(jobs["failed"], status="queued", finished_at=None, needs_cuda=True, updated_at=now - HOUR)  # for none of these
     for name, values in {
         "idle": {},
         "idle_too": {},
