@@ -49,6 +49,6 @@ def claim_next(worker: WorkerProcess) -> Claim | None:
         job_id = claim.job_id if claim else None
         session.execute(sa.update(Worker).where(Worker.id == worker.id).values(job_id=job_id))
         if job_id is not None and worker.settings.mlflow_tracking_uri:
-            exports.begin(session, job_id, worker.db.now(session))
+            exports.begin(session, job_id, now)
     worker.job_id = job_id
     return claim

@@ -1,14 +1,14 @@
 """What MLflow is still to be told, and when each metric point was written down.
 
 Revision ID: 0008
-Revises: 0006
+Revises: 0009
 """
 
 import sqlalchemy as sa
 from alembic import op
 
 revision = "0008"
-down_revision = "0006"
+down_revision = "0009"
 branch_labels = None
 depends_on = None
 
