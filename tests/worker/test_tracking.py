@@ -429,6 +429,20 @@ def test_a_job_that_is_deleted_before_its_end_was_told_is_not_left_running(
     assert open_exports(worker) == []
 
 
+def test_a_server_that_has_lost_its_runs_is_told_all_of_it_again(embedded: Embedded, worker: WorkerProcess, client: MlflowClient):
+    claim = claimed(worker, embedded)
+    record(worker, claim, 0, 10)
+    exports.tell_mlflow(worker)
+    record(worker, claim, 20)
+    with worker.db.write() as session:
+        session.execute(sa.update(MlflowExport).values(run_id="f" * 32, next_at=worker.db.now(session)))
+    emptied = worker_of(embedded, worker.settings.mlflow_tracking_uri)
+    exports.tell_mlflow(emptied)
+    (run,) = runs(client, emptied)
+    assert [one.step for one in client.get_metric_history(run.info.run_id, "bridging/L_rec")] == [0, 10, 20]
+    assert run.data.params["seed"] == "0"
+
+
 def test_a_run_that_is_deleted_in_mlflow_is_left_in_peace(embedded: Embedded, url: str, client: MlflowClient):
     worker = worker_of(embedded, url)
     claim = claimed(worker, embedded)

@@ -38,8 +38,8 @@ def open_client(settings: Settings) -> MlflowClient:
 def tell(
     client: MlflowClient, worker: WorkerProcess, export: Export, told: Story | None, scratch: Path, hold: Callable[[int], None]
 ) -> Done:
-    """hold: called before so many bytes are sent, and raises where the export is not this worker's any more. Raises whatever keeps MLflow or the blob
-    store from answering."""
+    """hold: called before so many bytes are sent, and raises where the export is not this worker's any more. Raises whatever keeps
+    MLflow or the blob store from answering."""
     settings = worker.settings
     experiment_id = _experiment(client, settings.mlflow_experiment)
     run = _find(client, experiment_id, export)
