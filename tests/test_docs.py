@@ -103,7 +103,13 @@ def test_every_setting_is_told_with_its_default() -> None:
     for name, field in Settings.model_fields.items():
         empty = field.default in ("", ())
         expected[f"MODALBRIDGE_{name.upper()}"] = (
-            "(empty)" if empty else f"{field.default:.0f}" if isinstance(field.default, float) else str(field.default)
+            "(empty)"
+            if empty
+            else "(unset)"
+            if field.default is None
+            else f"{field.default:.0f}"
+            if isinstance(field.default, float)
+            else str(field.default)
         )
     assert told == expected
 

@@ -32,6 +32,7 @@ takes_cuda = bool(gpus.handles) if settings.takes_cuda is None else settings.tak
 app = make_celery(settings, (QUEUE, CUDA_QUEUE) if takes_cuda else (QUEUE,))
 app.conf.update(include=["worker.tasks"], worker_redirect_stdouts=False)
 process = open_process(settings, app, takes_cuda)
+process.metrics.registry.register(gpus)
 housekeeping = Housekeeping(process)
 log = structlog.get_logger()
 
@@ -44,7 +45,7 @@ def _check(**_: Any) -> None:
         require_current(process.db)
         process.blobs.prepare()
         process.blobs.check()
-        metrics.serve(process.metrics, gpus, settings)
+        metrics.serve(process.metrics, settings)
     except (RuntimeError, SQLAlchemyError, OSError, BlobsAwayError) as error:
         raise SystemExit(f"the worker cannot start: {error}") from error
 
@@ -53,7 +54,7 @@ def _check(**_: Any) -> None:
 def _begin(**_: Any) -> None:
     """It consumes: from now on it counts as one."""
     housekeeping.start()
-    log.info("worker is ready", worker_id=process.id, takes_cuda=takes_cuda)
+    log.info("worker is ready", worker_id=process.id, takes_cuda=takes_cuda, gpus=list(gpus.handles) or gpus.why_none)
 
 
 @signals.worker_shutting_down.connect

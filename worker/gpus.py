@@ -14,15 +14,15 @@ log = structlog.get_logger()
 
 
 class Gpus:
-    """visible: CUDA_VISIBLE_DEVICES; None: all of the machine's."""
+    """visible: CUDA_VISIBLE_DEVICES; None: all of the machine's. why_none: what the driver's library said."""
 
     def __init__(self, visible: str | None) -> None:
+        self.why_none: str | None = None
         try:
             pynvml.nvmlInit()
             self.handles = dict(_visible(visible))
         except pynvml.NVMLError as error:
-            log.info("no GPU is seen", reason=str(error))
-            self.handles = {}
+            self.handles, self.why_none = {}, str(error)
 
     def describe(self) -> tuple[GaugeMetricFamily, ...]:
         return (

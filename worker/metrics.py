@@ -24,7 +24,6 @@ from app.jobs.states import Status
 from app.jobs.table import Job
 from app.settings import Settings
 from worker.adaptation.events import Event, Phase, PhaseBegan, Progress
-from worker.gpus import Gpus
 
 SECONDS = (1, 5, 15, 30, 60, 300, 900, 1800, 3600, 4 * 3600, 12 * 3600, 24 * 3600)
 LOST = ("SIGKILL", "SIGSEGV", "SIGABRT", "SIGBUS", "lease", "database_away", "supervisor", "worker_silent")
@@ -183,12 +182,11 @@ def _outcome(job: Job | None, lost_by: str | None) -> tuple[str, str]:
     return ("handed_back", "") if job.status == Status.QUEUED else ("succeeded", "")
 
 
-def serve(metrics: WorkerMetrics, gpus: Gpus, settings: Settings) -> WSGIServer | None:
+def serve(metrics: WorkerMetrics, settings: Settings) -> WSGIServer | None:
     """GET /metrics at the port of the settings; None if they name none. Raises OSError where the port cannot be had."""
     if not settings.metrics_port:
         return None
     ProcessCollector(registry=metrics.registry)
-    metrics.registry.register(gpus)
     try:
         server, _ = start_http_server(settings.metrics_port, settings.metrics_host, metrics.registry)
     except OSError as error:

@@ -155,8 +155,9 @@ def seeded(service: Service, steps: int = 1000) -> Jobs:
     queued = submitted(service, data, name="next")
     with service.db.write() as session:
         now = service.db.now(session)
-        session.add(Worker(id="worker_a", host="machine-1", pid=4711, job_id=running, started_at=now, last_seen_at=now))
-        session.add(Worker(id="worker_b", host="machine-2", pid=12, job_id=None, started_at=now, last_seen_at=now))
+        here = {"started_at": now, "last_seen_at": now}
+        session.add(Worker(id="worker_a", host="machine-1", pid=4711, job_id=running, takes_cuda=True, **here))
+        session.add(Worker(id="worker_b", host="machine-2", pid=12, job_id=None, **here))
     return Jobs(queued, running, good, doubtful, bad, cancelled)
 
 

@@ -26,8 +26,8 @@ def test_it_tells_who_is_there_and_what_waits(changed: Shown) -> None:
     text = read(service).text
     assert re.search(r"Waiting jobs 1 Longest wait \d+ s Workers heard from 2 Idle workers 1", text)
     assert re.search(r"queued 1 running 1 cancelling 0 succeeded 2 failed 1 cancelled 1", text)
-    assert re.search(r"worker_a machine-1, process 4711 a long one", text) and re.search(
-        r"worker_b machine-2, process 12 idle", text
+    assert re.search(r"worker_a machine-1, process 4711 CUDA, CPU a long one", text) and re.search(
+        r"worker_b machine-2, process 12 CPU idle", text
     )
     assert "although a worker is idle" not in text
     with service.db.write() as session:
