@@ -16,6 +16,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_][A-Za-z0-9_.-]*)*/?")
 
+_ADDRESS = re.compile(r"https?://[^\s/@?#]+(/[^\s@?#]*)?")
+_MODEL_NAME = re.compile(r"([^{}/:]|\{[A-Za-z0-9_.-]{1,63}\})*")
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?(:(?!443$)[0-9]{1,5})?")
 
 
@@ -106,6 +108,17 @@ class Settings(BaseSettings):
     metrics_host: str = "127.0.0.1"
     """Address that a worker's metrics_port is opened on."""
 
+    mlflow_tracking_uri: str = ""
+    """http:// or https:// address of an MLflow tracking server, which workers tell of each job. Default: none. Its credentials are
+    found as MLflow's client finds them."""
+    mlflow_experiment: str = Field("modalbridge", min_length=1, max_length=500)
+    """Where the runs are. Made if it is not there."""
+    mlflow_model: str = "modalbridge"
+    """The registered model of which each succeeded job becomes a version. {team} in it stands for the value of the job's label
+    `team`; a job without it is not registered. Empty: none is."""
+    mlflow_file_bytes: int = Field(2 * 2**30, ge=0)
+    """A larger file of a job is not copied to MLflow; a model that it belongs to is not registered."""
+
     @field_validator("blobs_url")
     @classmethod
     def _blobs_are_a_bucket(cls, value: str) -> str:
@@ -118,6 +131,20 @@ class Settings(BaseSettings):
     def _endpoint_is_http(cls, value: str) -> str:
         if value and not value.startswith(("http://", "https://")):
             raise ValueError(f"an S3 endpoint must begin with http:// or https://: {value!r}")
+        return value
+
+    @field_validator("mlflow_tracking_uri")
+    @classmethod
+    def _mlflow_is_http(cls, value: str) -> str:
+        if value and not _ADDRESS.fullmatch(value):
+            raise ValueError("mlflow_tracking_uri must begin with http:// or https:// and hold no user or password")
+        return value
+
+    @field_validator("mlflow_model")
+    @classmethod
+    def _mlflow_model_is_a_name(cls, value: str) -> str:
+        if not _MODEL_NAME.fullmatch(value):
+            raise ValueError(f"mlflow_model must be a name without / and :, with {{label}} at most: {value!r}")
         return value
 
     @field_validator("data_buckets", "data_hosts", "data_private_hosts", mode="before")

@@ -23,6 +23,7 @@ from worker.gpus import Gpus
 from worker.housekeeping import Housekeeping
 from worker.process import open_process
 from worker.sandbox import hide_memory
+from worker.tracking import exports
 
 settings = Settings()
 logs.configure(settings.log_format)
@@ -41,6 +42,7 @@ def _check(**_: Any) -> None:
     hide_memory()
     try:
         tracing.begin("modalbridge-worker", Telemetry())
+        exports.require(settings)
         require_current(process.db)
         process.blobs.prepare()
         process.blobs.check()

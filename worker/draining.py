@@ -14,6 +14,7 @@ from app.jobs.lifecycle import Claim
 from app.jobs.table import Worker
 from worker import supervisor
 from worker.process import WorkerProcess
+from worker.tracking import exports
 
 log = structlog.get_logger()
 
@@ -48,5 +49,7 @@ def claim_next(worker: WorkerProcess) -> Claim | None:
         claim = lifecycle.claim_next(session, worker.id, lease=lease, now=now, takes_cuda=worker.takes_cuda)
         job_id = claim.job_id if claim else None
         session.execute(sa.update(Worker).where(Worker.id == worker.id).values(job_id=job_id))
+        if job_id is not None and worker.settings.mlflow_tracking_uri:
+            exports.begin(session, job_id, now)
     worker.job_id = job_id
     return claim

@@ -79,6 +79,14 @@ class WorkerMetrics:
         )
         for outcome in ("sent", "failed"):
             self.wake_ups_sent.labels(outcome)
+        self.mlflow_exports = Counter(
+            "modalbridge_worker_mlflow_exports",
+            "Times that MLflow was told of a job, or was to be.",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in ("sent", "failed", "given_up"):
+            self.mlflow_exports.labels(outcome)
         self.passes = Counter("modalbridge_worker_housekeeping_passes", "Passes of housekeeping.", registry=registry)
         self.failures = Counter(
             "modalbridge_worker_housekeeping_failures", "Parts of housekeeping that failed.", ["part"], registry=registry

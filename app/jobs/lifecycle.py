@@ -115,13 +115,13 @@ def record(
     return _change(session, claim.job_id, LEASED, *_held(claim), now=now, **values)
 
 
-def record_metrics(session: Session, claim: Claim, points: dict[tuple[str, int], float]) -> None:
-    """(series, step) -> value. A step that is done again after a resume replaces itself."""
+def record_metrics(session: Session, claim: Claim, points: dict[tuple[str, int], float], *, now: datetime) -> None:
+    """(series, step) -> value. A step that is done again after a resume replaces its value, and keeps its time."""
     if not points:
         return
     insert = (sqlite if session.get_bind().dialect.name == "sqlite" else postgresql).insert(JobMetric)
     rows = [
-        {"job_id": claim.job_id, "tenant_id": claim.tenant_id, "series": series, "step": step, "value": value}
+        {"job_id": claim.job_id, "tenant_id": claim.tenant_id, "series": series, "step": step, "value": value, "at": now}
         for (series, step), value in sorted(points.items())
     ]
     upsert = insert.on_conflict_do_update(index_elements=["job_id", "series", "step"], set_={"value": insert.excluded.value})

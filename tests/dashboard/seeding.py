@@ -79,7 +79,7 @@ def trained(service: Service, claim: Claim, steps: int, lowest: float = 0.02) ->
             points["bridging/L_D", step] = 0.69 + 0.05 * math.sin(step / 70)
             points["transferring/L_KL", step] = 1.5 * math.exp(-2 * step / steps)
         points["evaluation/labelled/adapted/accuracy", steps] = 0.75
-        lifecycle.record_metrics(session, claim, points)
+        lifecycle.record_metrics(session, claim, points, now=service.db.now(session))
 
 
 def report(classes: list[str], images: int = 20) -> dict[str, Any]:

@@ -151,6 +151,7 @@ def test_ten_thousand_points_are_a_thousand_a_curve_and_no_spike_is_lost(service
             session,
             claim,
             {("bridging/L_rec", 50_005): 99.0, ("bridging/L_rec", 2**62): 0.5, ("few", 1): 2.0, ("few", 2**63 - 1): 1.0},
+            now=service.db.now(session),
         )
         assert seeding.lifecycle.record(session, claim, now=service.db.now(session))
     address = f"/dashboard/jobs/{job}/curves"

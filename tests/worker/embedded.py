@@ -70,7 +70,7 @@ class Embedded:
         }
         merged = copy.deepcopy(body)
         for key, value in changes.items():
-            merged[key] = {**merged[key], **value} if isinstance(value, dict) else value
+            merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) else value
         request = JobRequest.model_validate_json(json.dumps(merged))
         with self.blobs.stage() as staged:
             staged.write((self.data / "source.safetensors").read_bytes())
