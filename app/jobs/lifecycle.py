@@ -282,6 +282,7 @@ def retry(session: Session, tenant_id: str, job_id: str, *, now: datetime) -> Jo
         status=Status.QUEUED,
         queued_at=now,
         share=sa.case((Job.share == "", Job.tenant_id), else_=Job.share),  # of a job from before there were shares
+        needs_cuda=sa.func.coalesce(Job.request["device"].as_string() == "cuda", sa.false()),  # or from before workers differed
         finished_at=None,
         error=None,
         progress=None,

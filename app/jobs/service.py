@@ -119,10 +119,11 @@ def _insert(
         session.add_all(JobDataset(job_id=job.id, dataset_id=dataset_id) for dataset_id in job_data.dataset_ids(pins))
         session.add_all(JobLabel(job_id=job.id, tenant_id=tenant_id, key=k, value=v) for k, v in accepted["labels"].items())
         events.append(session, job, "state", "queued", {"status": Status.QUEUED}, now=now)
-        heard = queries.workers_seen_since(session, now - timedelta(seconds=settings.worker_silent_s))
-        if job.needs_cuda and not any(worker.takes_cuda for worker in heard):
-            message = "no worker with a CUDA device was heard from lately: the job waits for one"
-            events.append(session, job, "warning", message, {"code": "no_cuda_worker", "message": message}, now=now)
+        if job.needs_cuda:
+            heard = queries.workers_seen_since(session, now - timedelta(seconds=settings.worker_silent_s))
+            if not any(worker.takes_cuda for worker in heard):
+                message = "no worker with a CUDA device was heard from lately: the job waits for one"
+                events.append(session, job, "warning", message, {"code": "no_cuda_worker", "message": message}, now=now)
     trace.get_current_span().set_attribute("modalbridge.job.id", job.id)
     return job
 

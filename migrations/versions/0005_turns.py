@@ -28,6 +28,6 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_table("turns")
     op.drop_index("ix_jobs_turns", "jobs")
-    with op.batch_alter_table("jobs") as jobs:
-        jobs.drop_column("share")
-        jobs.drop_column("rank")
+    # Not in a batch: SQLite would make the table anew, and with the old one go all rows that belong to a job.
+    op.drop_column("jobs", "share")
+    op.drop_column("jobs", "rank")

@@ -17,12 +17,12 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("needs_cuda", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.add_column("workers", sa.Column("takes_cuda", sa.Boolean(), nullable=False, server_default=sa.false()))
     jobs = sa.table("jobs", sa.column("status"), sa.column("request", sa.JSON), sa.column("needs_cuda"))
-    # Those that may still be claimed, some of them after a retry.
-    wanted = sa.and_(jobs.c.status != "succeeded", jobs.c.request["device"].as_string() == "cuda")
+    # By an index: the table is locked meanwhile. A job that is over is looked at again when it is retried.
+    wanted = sa.and_(jobs.c.status.in_(["queued", "running", "cancelling"]), jobs.c.request["device"].as_string() == "cuda")
     op.execute(jobs.update().where(wanted).values(needs_cuda=sa.true()))
 
 
 def downgrade() -> None:
-    for table, column in (("workers", "takes_cuda"), ("jobs", "needs_cuda")):
-        with op.batch_alter_table(table) as changed:
-            changed.drop_column(column)
+    # Not in a batch: SQLite would make the table anew, and with the old one go all rows that belong to a job.
+    op.drop_column("workers", "takes_cuda")
+    op.drop_column("jobs", "needs_cuda")

@@ -192,6 +192,18 @@ def test_a_job_that_is_lost_again_and_again_waits_for_ten_minutes_at_most_or_as_
     assert (job.not_before - job.updated_at).total_seconds() == max(given, 600)
 
 
+def test_a_job_from_before_workers_differed_waits_for_its_device_when_it_is_retried(database: Database, model_id: str) -> None:
+    job_id = queue(database, model_id)
+    with database.write() as session:
+        session.execute(sa.update(Job).where(Job.id == job_id).values(request={"device": "cuda"}))
+    assert claim(database) is not None
+    assert call(database, lifecycle.cancel, EMBEDDED_TENANT, job_id) is not None
+    with database.write() as session:
+        session.execute(sa.update(Job).where(Job.id == job_id).values(status="cancelled", lease_expires_at=None, worker_id=None))
+    assert not look(database, job_id).needs_cuda
+    assert call(database, lifecycle.retry, EMBEDDED_TENANT, job_id).needs_cuda
+
+
 @pytest.mark.parametrize("end", ["fail", "cancel"])
 def test_a_client_may_have_a_job_tried_again(database: Database, model_id: str, end: str) -> None:
     job_id = queue(database, model_id)

@@ -83,7 +83,18 @@ def test_jobs_that_wait_for_cuda_are_known_when_workers_differ(database: Databas
     schema.upgrade(database)
     with database.engine.begin() as connection:
         assert connection.execute(sa.text("select needs_cuda from jobs")).scalar()
-    command.downgrade(schema.config(database), "0006")
+
+
+def test_what_belongs_to_a_job_outlives_each_downgrade(database: Database) -> None:
+    """SQLite: a table that is made anew takes with it what points to the old one."""
+    with database.engine.begin() as connection:
+        _add_job(connection)
+        event = "insert into job_events (job_id, seq, tenant_id, attempt, at, kind, message) values ('job_1', 1, :tenant, 0, CURRENT_TIMESTAMP, 'log', '')"
+        connection.execute(sa.text(event), {"tenant": EMBEDDED_TENANT})
+    for revision in ("0008", "0007", "0006", "0005", "0004", "0003", "0002", "0001"):
+        command.downgrade(schema.config(database), revision)
+        with database.engine.begin() as connection:
+            assert connection.execute(sa.text("select count(*) from job_events")).scalar() == 1, revision
 
 
 def test_further_source_models_come_and_go_with_jobs_in_place(database: Database) -> None:

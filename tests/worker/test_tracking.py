@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import sys
 import time
+import tomllib
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +23,8 @@ import timm
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.protos import databricks_pb2
 from onnx import TensorProto, helper
 from pydantic import ValidationError
 from safetensors.torch import load_file
@@ -37,7 +41,7 @@ from tests import mlflow_server
 from tests.adaptation.conftest import CLASSES, SIZE
 from tests.s3 import Bucket
 from tests.worker.conftest import embedded_in
-from tests.worker.embedded import QUICK, Embedded, wait_for
+from tests.worker.embedded import QUICK, ROOT, Embedded, wait_for
 from worker.draining import claim_next, drain
 from worker.housekeeping import Housekeeping
 from worker.process import WorkerProcess
@@ -272,6 +276,41 @@ def test_a_model_that_cannot_be_loaded_there_is_not_registered(
     assert run.info.status == "FINISHED" and reason in run.data.tags["modalbridge.not_loadable"]
     assert "report.html" in {file.path for file in client.list_artifacts(run.info.run_id)}
     assert client.search_model_versions(f"name='{name}'") == []
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", b'{"inputs": [{"name": 1}]}'])
+def test_a_job_whose_descriptions_cannot_be_read_is_told_all_the_same(
+    embedded: Embedded, worker: WorkerProcess, client: MlflowClient, content: bytes
+):
+    """Its own process wrote them."""
+    succeed(worker, claimed(worker, embedded), published("model.safetensors") | {"preprocessing.json": content})
+    exports.tell_mlflow(worker)
+    (run,) = runs(client, worker)
+    assert run.info.status == "FINISHED" and "cannot be read" in run.data.tags["modalbridge.not_loadable"]
+    assert open_exports(worker) == []
+
+
+def test_a_registry_that_refuses_costs_the_version_alone(embedded: Embedded, url: str, client: MlflowClient, monkeypatch):
+    def refuse(*_: Any, **__: Any) -> None:
+        raise MlflowException("not for you", error_code=databricks_pb2.PERMISSION_DENIED)
+
+    monkeypatch.setattr(MlflowClient, "create_registered_model", refuse)
+    worker = worker_of(embedded, url, mlflow_model=new_id("model"))
+    succeed(worker, claimed(worker, embedded), published("model.safetensors"))
+    exports.tell_mlflow(worker)
+    (run,) = runs(client, worker)
+    assert (run.info.status, open_exports(worker)) == ("FINISHED", [])
+    assert run.data.tags["modalbridge.not_registered"] == "PERMISSION_DENIED: not for you"
+
+
+@pytest.mark.parametrize("file", ["model.onnx", "model.pt2"])
+def test_what_a_model_is_said_to_need_is_of_what_the_workers_image_installs(file: str):
+    """The whole of MLflow is here for these tests alone."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extra = project["optional-dependencies"]
+    there = {re.split(r"[>\[]", one)[0] for one in (*project["dependencies"], *extra["worker"], *extra["mlflow"])}
+    assert set(model.needed(file)) - {"mlflow"} <= there and "mlflow-skinny" in there
+    assert all(re.fullmatch(r"[0-9.]+(rc\d+|post\d+)?", version) for version in model.needed(file).values())
 
 
 def test_a_model_is_named_by_labels_and_without_them_not_registered(embedded: Embedded, url: str, client: MlflowClient):

@@ -6,6 +6,7 @@ job waits for MLflow or fails by it; and whoever dies while telling leaves the j
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import random
@@ -31,7 +32,7 @@ LIVE = timedelta(seconds=30)
 """Between two exports of a job that goes on; one that has ended is exported at once."""
 CLAIM = timedelta(minutes=5)
 """Renewed before each file and each batch of points."""
-SLOWEST = 1e6
+SLOWEST = 2e5
 """Bytes a second at which a file is given time, besides."""
 PASS_S = 60.0
 """After this a pass takes no more jobs: the next one goes on."""
@@ -183,5 +184,6 @@ def fail(db: Database, export: Export, error: str) -> bool:
 def remove_scratch(worker: WorkerProcess) -> None:
     """Copies of files that killed workers left."""
     for folder in (worker.settings.work_dir / SCRATCH).glob("*"):
-        if time.time() - folder.stat().st_mtime > ABANDONED_S:
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another worker on this machine was faster
+            if time.time() - folder.stat().st_mtime > ABANDONED_S:
+                shutil.rmtree(folder, ignore_errors=True)

@@ -64,15 +64,17 @@ def texts(found: Loading, card: dict[str, Any], *, run_id: str, created_at: str)
     written = {
         "MLmodel": _as_yaml(described),
         PYTHON_ENV: _as_yaml(environment),
-        "requirements.txt": "".join(f"{name}=={metadata.version(name)}\n" for name in _needed(found.file, card)),
+        "requirements.txt": "".join(f"{name}=={version}\n" for name, version in needed(found.file).items()),
     }
     return written if onnx else written | {f"code/{PRINTED}.py": LOADER.read_text(encoding="utf-8")}
 
 
-def _needed(file: str, card: dict[str, Any]) -> list[str]:
-    if file == FORMATS["onnx"]:
-        return ["mlflow", "numpy", "onnx", "onnxruntime"]
-    return ["mlflow", "numpy", "torch", "torchvision", "timm", "safetensors"]
+def needed(file: str) -> dict[str, str]:
+    """name -> version of what loads it, as a package index has them: without the `+cpu` of a wheel. MLflow by the version of the part of
+    it that is here."""
+    names = ["onnx", "onnxruntime"] if file == FORMATS["onnx"] else ["torch", "torchvision", "timm", "safetensors"]
+    found = {"mlflow": metadata.version("mlflow-skinny")} | {name: metadata.version(name) for name in ("numpy", *names)}
+    return {name: version.partition("+")[0] for name, version in found.items()}
 
 
 def _signature(takes: dict[str, Any], classes: int) -> dict[str, Any]:

@@ -26,6 +26,12 @@ from worker.tracking.story import Story, milliseconds
 
 PARAMS, METRICS = 100, 1000
 """Most in one call."""
+DOCUMENT_BYTES = 4 * 2**20
+"""Of model.json and preprocessing.json, which are a few kilobytes."""
+REFUSALS = frozenset(
+    {"PERMISSION_DENIED", "UNAUTHENTICATED", "INVALID_PARAMETER_VALUE", "FEATURE_DISABLED", "ENDPOINT_NOT_FOUND"}
+)
+"""Of the registry: to ask again is of no use."""
 log = structlog.get_logger()
 T = TypeVar("T")
 
@@ -50,6 +56,7 @@ def tell(
         return Done(None, None, over=True)
     job = told.job
     if run is None:
+        hold(0)
         tags = {"mlflow.user": "modalbridge", "mlflow.source.name": "modalbridge", "mlflow.source.type": "JOB"}
         run = client.create_run(experiment_id, milliseconds(job.started_at), tags | story.tags(told), job.name or job.id)
     elif run.info.lifecycle_stage != "active":
@@ -69,16 +76,16 @@ def tell(
         sent = [Metric(story.metric_name(one.series), one.value, milliseconds(one.at), one.step) for one in some]
         client.log_batch(run_id, metrics=sent)
         sent_until = some[-1].at
-    more = {}
-    if job.status == Status.SUCCEEDED:
-        more = _give_files(client, worker, run, told, scratch, hold)
-    for some in _batches((story.tags(told) | more).items(), PARAMS):
+    for some in _batches(story.tags(told).items(), PARAMS):
         client.log_batch(run_id, tags=[RunTag(name, value) for name, value in some])
     status = story.RUN_STATUS[Status(job.status)]
-    if job.status in TERMINAL:
+    if job.status in TERMINAL:  # before its files: should they be refused, the run tells at least how the job ended
         client.set_terminated(run_id, status, milliseconds(job.finished_at))
     elif run.info.status != status:
         client.update_run(run_id, status)
+    if job.status == Status.SUCCEEDED:
+        more = _give_files(client, worker, run, told, scratch, hold)
+        client.log_batch(run_id, tags=[RunTag(f"{story.PREFIX}{name}", value) for name, value in more.items()])
     return Done(run_id, sent_until, over=job.status in TERMINAL)
 
 
@@ -108,43 +115,70 @@ def _find(client: MlflowClient, experiment_id: str, export: Export) -> Run | Non
 def _give_files(
     client: MlflowClient, worker: WorkerProcess, run: Run, told: Story, scratch: Path, hold: Callable[[int], None]
 ) -> dict[str, str]:
-    """What the job has published; its model as a folder that MLflow loads, and as a version of the registered model. Returns tags."""
+    """What the job has published and is not there yet; its model as a folder that MLflow loads, and as a version of the registered
+    model. Returns tags: why it is not."""
     run_id, limit = run.info.run_id, worker.settings.mlflow_file_bytes
     withheld = [one for one in told.artifacts if one.size > limit]
-    for artifact in (one for one in told.artifacts if one.size <= limit):
+    there = {
+        (Path(one.path).name, one.file_size) for place in (None, model.FOLDER) for one in client.list_artifacts(run_id, place)
+    }
+    for artifact in (one for one in told.artifacts if one.size <= limit and (one.name, one.size) not in there):
         hold(artifact.size)
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             path = worker.blobs.local(artifact.blob_key, Path(folder) / artifact.name)
             client.log_artifact(run_id, str(path), None if artifact.name in model.REPORTS else model.FOLDER)
-    card, prepared = (_document(worker.blobs, told, name) for name in ("model.json", "preprocessing.json"))
-    found = model.loading(card, prepared)
+    hold(0)
+    try:
+        card, prepared = (_document(worker.blobs, told, name) for name in ("model.json", "preprocessing.json"))
+        found = model.loading(card, prepared)
+        written = model.texts(found, card, run_id=run_id, created_at=told.job.finished_at.isoformat(" ")) if found else {}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # the job's process wrote them: they may be anything
+        log.warning("a job's model.json or preprocessing.json cannot be read", job_id=told.job.id, error=repr(error)[:300])
+        return {"not_loadable": "its model.json or preprocessing.json cannot be read", "not_registered": ""}
+    refused = ""
     if found is None:
         reason = "its weights are used behind the translator: ask for the output onnx or torch_export"
     elif missing := [one for one in withheld if one.name not in model.REPORTS]:
         reason = ", ".join(f"{one.name} has {one.size} bytes, and {limit} is the most that is copied" for one in missing)
     else:
-        for name, text in model.texts(found, card, run_id=run_id, created_at=told.job.finished_at.isoformat(" ")).items():
+        for name, text in written.items():
             client.log_text(run_id, text, f"{model.FOLDER}/{name}")
         reason = ""
         if (name := story.registered_name(worker.settings.mlflow_model, told)) is not None:
-            _register(client, run, name, told)
-    return {f"{story.PREFIX}not_loadable": reason}
+            hold(0)
+            refused = _register(client, run, name, told)
+    return {"not_loadable": reason, "not_registered": refused}
 
 
 def _document(blobs: Blobs, told: Story, name: str) -> dict[str, Any]:
+    """Raises ValueError where it is missing, too large or no JSON."""
     (artifact,) = (one for one in told.artifacts if one.name == name)
+    if artifact.size > DOCUMENT_BYTES:
+        raise ValueError(f"{name} has {artifact.size} bytes")
     with closing(blobs.read(artifact.blob_key, 0, artifact.size)) as reading:
         return json.loads(b"".join(reading))
 
 
-def _register(client: MlflowClient, run: Run, name: str, told: Story) -> None:
-    if any(version.name == name for version in client.search_model_versions(f"run_id='{run.info.run_id}'")):
-        return
+def _register(client: MlflowClient, run: Run, name: str, told: Story) -> str:
+    """Why it was refused, or nothing."""
     try:
-        client.create_registered_model(name)
+        if any(version.name == name for version in client.search_model_versions(f"run_id='{run.info.run_id}'")):
+            return ""
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        _add_version(client, run, name, told)
     except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+        if error.error_code not in REFUSALS:
             raise
+        log.warning("MLflow refuses to register a model", job_id=told.job.id, model=name, error=str(error)[:300])
+        return f"{error.error_code}: {error.message}"[:500]
+    return ""
+
+
+def _add_version(client: MlflowClient, run: Run, name: str, told: Story) -> None:
     kept = ("job_id", "verdict", "sha256.model.safetensors")
     tags = {name: value for name, value in story.tags(told).items() if name.removeprefix(story.PREFIX) in kept}
     words = f"{told.job.name or told.job.id}: {told.job.method}, verdict {told.job.result['verdict']}"
