@@ -27,7 +27,7 @@ PREFIX = "#/components/schemas/"
 PROBLEM = "application/problem+json"
 BOUNDS = {
     "minimum": "at least {}", "exclusiveMinimum": "above {}", "maximum": "at most {}", "exclusiveMaximum": "below {}",
-    "minLength": "at least {} characters", "maxLength": "at most {} characters",
+    "minLength": "length at least {}", "maxLength": "length at most {}",
     "minItems": "at least {}", "maxItems": "at most {}", "maxProperties": "at most {}",
 }  # fmt: skip
 
@@ -59,8 +59,7 @@ def api() -> str:
 
 def command_line() -> str:
     group = typer.main.get_command(command)
-    help = get_docs_for_click(obj=group, ctx=typer.Context(group, info_name="modalbridge"), name="modalbridge")
-    return help.partition("\n")[2]  # the page has a title of its own
+    return get_docs_for_click(obj=group, ctx=typer.Context(group), name="modalbridge", indent=1)
 
 
 @cache
@@ -128,10 +127,10 @@ def shape(field: dict[str, Any]) -> str:
     kind = field.get("format", field.get("type", "anything"))
     if kind == "array":
         inner = field.get("items") or (field["prefixItems"][0] if "prefixItems" in field else {})
-        return f"list of {shape(inner)}" + (f", {bounds}" if bounds else "")
+        return f"list of {shape(inner)}" + (f" ({bounds})" if bounds else "")
     if kind == "object" and isinstance(values := field.get("additionalProperties"), dict):
-        return f"object of {shape(values)}" + (f", {bounds}" if bounds else "")
-    return f"{kind}, {bounds}" if bounds else kind
+        return f"object of {shape(values)}" + (f" ({bounds})" if bounds else "")
+    return f"{kind} ({bounds})" if bounds else kind
 
 
 def example(title: str, value: Any) -> str:
@@ -157,6 +156,7 @@ class Made(SphinxDirective):
     markdown: Callable[[], str]
 
     def run(self) -> list[nodes.Node]:
+        self.env.note_reread()  # the code may have changed where the page has not
         return self.parse_text_to_nodes(self.markdown(), allow_section_headings=True)
 
 
