@@ -8,7 +8,8 @@ ENV PATH=/venv/bin:$PATH
 # What is needed first, by itself: a change of our code then leaves this layer as it is.
 COPY pyproject.toml constraints.txt ./
 RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-print(*project['dependencies'], *project['optional-dependencies']['postgres'], sep='\n')" > requirements.txt
+extra = project['optional-dependencies']; \
+print(*project['dependencies'], *extra['postgres'], *extra['otel'], sep='\n')" > requirements.txt
 RUN --mount=type=cache,target=/root/.cache/pip pip install -c constraints.txt -r requirements.txt
 COPY README.md LICENSE ./
 COPY app app

@@ -9,6 +9,7 @@ from pathlib import Path
 from queue import Empty
 from time import monotonic
 from typing import Any
+from urllib.parse import urlsplit
 
 import structlog
 from celery import Celery
@@ -16,7 +17,9 @@ from kombu import Exchange, Queue, transport
 from kombu.transport import filesystem
 from kombu.utils.encoding import str_to_bytes
 from kombu.utils.json import dumps, loads
+from opentelemetry.trace import SpanKind
 
+from app import tracing
 from app.settings import Settings
 
 WAKE = "worker.wake"
@@ -118,12 +121,21 @@ def _transport_options(settings: Settings) -> dict[str, Any]:
 
 def wake(celery: Celery, job_id: str, needs_cuda: bool = False) -> bool:
     """Tells an idle worker to look. False if the broker is down: housekeeping tells it again."""
-    try:
-        celery.send_task(WAKE, args=[job_id], queue=CUDA_QUEUE if needs_cuda else QUEUE, expires=3600, retry=False)
-    except Exception as error:  # noqa: BLE001 - every transport has its own exceptions, and none may cost an accepted job
-        log.warning("wake-up not sent; housekeeping will send it", job_id=job_id, error=repr(error))
-        return False
-    return True
+    queue, system = CUDA_QUEUE if needs_cuda else QUEUE, urlsplit(celery.conf.broker_url).scheme
+    attributes = {
+        "messaging.system": "rabbitmq" if system == "amqp" else system,
+        "messaging.operation.type": "send",
+        "messaging.destination.name": queue,
+        "modalbridge.job.id": job_id,
+    }
+    with tracing.part(f"send {queue}", SpanKind.PRODUCER, **attributes) as span:
+        try:
+            celery.send_task(WAKE, args=[job_id], queue=queue, expires=3600, retry=False)
+        except Exception as error:  # noqa: BLE001 - every transport has its own exceptions, and none may cost an accepted job
+            log.warning("wake-up not sent; housekeeping will send it", job_id=job_id, error=repr(error))
+            tracing.failed(span, type(error).__name__)
+            return False
+        return True
 
 
 def reachable(celery: Celery) -> None:

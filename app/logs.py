@@ -1,13 +1,41 @@
-"""How log lines look: structlog's defaults, but for tracebacks."""
+"""How log lines look: as text, or as JSON; each with the trace that it belongs to."""
 
 from __future__ import annotations
 
+import sys
+from typing import Literal
+
 import structlog
+from opentelemetry import trace
+from structlog.typing import EventDict, WrappedLogger
 
 
-def configure() -> None:
+def configure(form: Literal["text", "json"] = "text") -> None:
     """Tracebacks are Python's own. Where rich is installed, structlog's show the local variables of every frame instead: what
     clients sent ends up in the log, and drawing it has held up the event loop for half a minute."""
-    *before, _ = structlog.get_config()["processors"]
-    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
-    structlog.configure(processors=[*before, plain])
+    text = [
+        structlog.processors.TimeStamper("%Y-%m-%d %H:%M:%S", utc=False),
+        structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback),
+    ]
+    json = [
+        structlog.processors.TimeStamper("iso", utc=True),
+        structlog.processors.format_exc_info,
+        structlog.processors.JSONRenderer(),
+    ]
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.StackInfoRenderer(),
+            structlog.dev.set_exc_info,
+            of_trace,
+            *(json if form == "json" else text),
+        ]
+    )
+
+
+def of_trace(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
+    """Adds trace_id and span_id while a span is active, in the form in which OpenTelemetry writes them."""
+    if (context := trace.get_current_span().get_span_context()).is_valid:
+        line["trace_id"], line["span_id"] = trace.format_trace_id(context.trace_id), trace.format_span_id(context.span_id)
+    return line

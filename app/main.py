@@ -7,11 +7,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import Depends, FastAPI
+from fastapi.concurrency import run_in_threadpool
 from fastapi_offline import FastAPIOffline
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import health, logs, observability, problems
+from app import health, logs, observability, problems, tracing
 from app.artifacts import routes as artifacts
 from app.blobs import open_blobs
 from app.broker import make_celery
@@ -23,7 +24,7 @@ from app.datasets.schemas import DatasetDescription
 from app.ids import new_id
 from app.jobs import routes as jobs
 from app.schema import require_current
-from app.settings import Settings
+from app.settings import Settings, Telemetry
 from app.source_models import routes as source_models
 from app.spec import JobRequest
 from app.webhooks import routes as webhooks
@@ -32,8 +33,9 @@ from app.webhooks.schemas import WebhookRequest
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The front end. Refuses to start on a schema that it does not know."""
-    logs.configure()
-    settings = settings or Settings()
+    settings, telemetry = settings or Settings(), Telemetry()
+    logs.configure(settings.log_format)
+    tracing.begin("modalbridge-front-end", telemetry)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -42,6 +44,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.state.blobs.prepare()
         yield
         app.state.db.dispose()
+        await run_in_threadpool(tracing.end)
 
     app = FastAPIOffline(
         title="ModalBridge",
@@ -50,6 +53,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         dependencies=[Depends(problems.no_null_characters), Depends(own_pages_alone)],
         lifespan=lifespan,
+        telemetry={
+            "tracing": telemetry.traces,
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+            "auto_configure": False,
+            "exclude": tracing.untraced,
+        },
     )
     app.state.settings = settings
     app.state.blobs = open_blobs(settings)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_][A-Za-z0-9_.-]*)*/?")
 
+_ADDRESS = re.compile(r"https?://[^\s/@?#]+(/[^\s@?#]*)?")
+_MODEL_NAME = re.compile(r"([^{}/:]|\{[A-Za-z0-9_.-]{1,63}\})*")
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?(:(?!443$)[0-9]{1,5})?")
 
 
@@ -95,6 +97,9 @@ class Settings(BaseSettings):
     cache_bytes: int = Field(64 * 2**30, gt=0)
     """What is not in use is deleted, the least recently used first, to keep within this."""
 
+    log_format: Literal["text", "json"] = "text"
+    """Of our own log lines: `json` is one object a line."""
+
     takes_cuda: bool | None = None
     """Whether a worker takes jobs with `device: cuda`. Default: if NVIDIA's driver shows it a GPU."""
 
@@ -102,6 +107,17 @@ class Settings(BaseSettings):
     """A worker tells its numbers to Prometheus at this port. 0: it does not."""
     metrics_host: str = "127.0.0.1"
     """Address that a worker's metrics_port is opened on."""
+
+    mlflow_tracking_uri: str = ""
+    """http:// or https:// address of an MLflow tracking server, which workers tell of each job. Default: none. Its credentials are
+    found as MLflow's client finds them."""
+    mlflow_experiment: str = Field("modalbridge", min_length=1, max_length=500)
+    """Where the runs are. Made if it is not there."""
+    mlflow_model: str = "modalbridge"
+    """The registered model of which each succeeded job becomes a version. {team} in it stands for the value of the job's label
+    `team`; a job without it is not registered. Empty: none is."""
+    mlflow_file_bytes: int = Field(2 * 2**30, ge=0)
+    """A larger file of a job is not copied to MLflow; a model that it belongs to is not registered."""
 
     @field_validator("blobs_url")
     @classmethod
@@ -115,6 +131,20 @@ class Settings(BaseSettings):
     def _endpoint_is_http(cls, value: str) -> str:
         if value and not value.startswith(("http://", "https://")):
             raise ValueError(f"an S3 endpoint must begin with http:// or https://: {value!r}")
+        return value
+
+    @field_validator("mlflow_tracking_uri")
+    @classmethod
+    def _mlflow_is_http(cls, value: str) -> str:
+        if value and not _ADDRESS.fullmatch(value):
+            raise ValueError("mlflow_tracking_uri must begin with http:// or https:// and hold no user or password")
+        return value
+
+    @field_validator("mlflow_model")
+    @classmethod
+    def _mlflow_model_is_a_name(cls, value: str) -> str:
+        if not _MODEL_NAME.fullmatch(value):
+            raise ValueError(f"mlflow_model must be a name without / and :, with {{label}} at most: {value!r}")
         return value
 
     @field_validator("data_buckets", "data_hosts", "data_private_hosts", mode="before")
@@ -182,3 +212,34 @@ class Settings(BaseSettings):
     @property
     def work_dir(self) -> Path:
         return self.data_dir.absolute() / "work"
+
+
+class Telemetry(BaseSettings):
+    """Of OpenTelemetry's own variables those that decide whether there are traces. The rest (headers, timeouts, sampling, names)
+    its SDK reads by itself."""
+
+    model_config = SettingsConfigDict(env_prefix="OTEL_", env_ignore_empty=True, frozen=True)
+
+    exporter_otlp_endpoint: str = ""
+    exporter_otlp_traces_endpoint: str = ""
+    exporter_otlp_protocol: str = "http/protobuf"
+    exporter_otlp_traces_protocol: str = ""
+    traces_exporter: str = "otlp"
+    sdk_disabled: str = ""
+
+    @property
+    def traces(self) -> bool:
+        """Whether a receiver is named, and nothing else switches them off."""
+        off = self.sdk_disabled.strip().lower() == "true" or self.traces_exporter.strip().lower() == "none"
+        return bool(self.exporter_otlp_traces_endpoint or self.exporter_otlp_endpoint) and not off
+
+    def check(self) -> None:
+        """Raises RuntimeError where traces are asked for in a way that is not ours."""
+        endpoint = self.exporter_otlp_traces_endpoint or self.exporter_otlp_endpoint
+        if not endpoint.startswith(("http://", "https://")):
+            raise RuntimeError(f"OTEL_EXPORTER_OTLP_ENDPOINT must begin with http:// or https://: {endpoint!r}")
+        protocol = self.exporter_otlp_traces_protocol or self.exporter_otlp_protocol
+        if protocol != "http/protobuf":
+            raise RuntimeError(f"OTEL_EXPORTER_OTLP_PROTOCOL must be http/protobuf (port 4318 of most receivers): {protocol!r}")
+        if self.traces_exporter.strip().lower() != "otlp":
+            raise RuntimeError(f"OTEL_TRACES_EXPORTER must be otlp or none: {self.traces_exporter!r}")

@@ -104,9 +104,9 @@ class Scaling(Strict):
     """auto: 8 bit by 255; 16-bit depth as millimetres if nothing exceeds 20 m, else by 65535; 16-bit infrared by the
     1st and 99th percentile. full_range: by 255 or 65535. millimetres: by `high`, 10 m unless given. range: `low` to `high`."""
     low: float | None = Field(None, ge=0)
-    """The raw value, in millimetres where they are known, that becomes 0."""
+    """Of kind range and millimetres: the raw value that becomes 0."""
     high: float | None = Field(None, gt=0)
-    """The one that becomes 1."""
+    """The raw value that becomes 1."""
     no_reading: int | None = Field(None, ge=0, le=65535)
     """The raw value that means "nothing was measured"; such pixels are filled from their neighbours.
     Default: 0 for depth, none for infrared."""
@@ -240,6 +240,9 @@ class Adaptation(Strict):
     model.onnx. One that cannot be made, or does not answer as the adapted model does, is left out with a warning."""
     export: Export = Export()
     """Of the outputs torch_export and onnx."""
+    pictures: int = Field(6, ge=0, le=16)
+    """How many target images the report and the dashboard show, with their translations and the models' answers; and half as many of
+    the evaluation set and of the held-out pairs. They are published with the job, as pictures.webp and within report.html; 0: none."""
 
     @field_validator("outputs")
     @classmethod

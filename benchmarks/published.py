@@ -17,11 +17,12 @@ from torch import Tensor
 
 from app.spec import AdaptationSpec
 from worker.adaptation import device, evaluation, source_model, translator
+from worker.adaptation.assessment import models_of, with_adapted
 from worker.adaptation.data import read_target
 from worker.adaptation.evaluation import Model
 from worker.adaptation.image_sets import Images
+from worker.adaptation.job import Adapted
 from worker.adaptation.source_model import Classifier
-from worker.adaptation.translator import Translator, replicate
 
 TOLERANCE = 0.02
 """Of the mean entropy, in nats, between the run's own report and the weights loaded again."""
@@ -29,24 +30,17 @@ TOLERANCE = 0.02
 
 @dataclass(frozen=True)
 class Published:
-    """translated: whether the adapted classifier is fed T's output."""
-
     source: Classifier
-    adapted: Classifier
-    T: Translator | None
-    translated: bool
+    adapted: Adapted
 
     def models(self) -> dict[str, Model]:
         """By their names in report.json."""
-        models = {"source_only": lambda x: self.source(replicate(x))}
-        if self.T is not None:
-            models["bridged"] = lambda x: self.source(self.T(x))
-        return models | {"adapted": lambda x: self.adapted(self.T(x) if self.translated else replicate(x))}
+        return with_adapted(models_of(self.source, self.adapted))
 
 
 def load(spec: AdaptationSpec, artifacts: Path, where: torch.device) -> Published:
     card = json.loads((artifacts / "model.json").read_text(encoding="utf-8"))
-    classifiers = (
+    source, adapted = (
         source_model.load(spec.source_model, path).to(where, memory_format=torch.channels_last)
         for path in (Path(spec.source_model.uri), artifacts / "model.safetensors")
     )
@@ -55,7 +49,7 @@ def load(spec: AdaptationSpec, artifacts: Path, where: torch.device) -> Publishe
         T = translator.build(told["kind"], told["channels"])
         T.load_state_dict(load_file(artifacts / "translator.safetensors"))
         T = T.to(where).eval()
-    return Published(*classifiers, T, told is not None and told["needed"])
+    return Published(source, Adapted(adapted, T, told is not None and told["needed"]))
 
 
 def target_images(spec: AdaptationSpec, folder: Path) -> Images:

@@ -23,9 +23,9 @@ from torch import Tensor
 from app.spec import AdaptationSpec, InputSpec
 from benchmarks import published, source_models
 from benchmarks.environment import ROOT
-from worker.adaptation import device
+from worker.adaptation import device, pictures
 from worker.adaptation.data import read_evaluation
-from worker.adaptation.evaluation import centre_batch
+from worker.adaptation.evaluation import centre_batch, spread
 from worker.adaptation.image_sets import LabelledImages
 from worker.adaptation.translator import replicate
 
@@ -46,15 +46,15 @@ def draw(run: Path, out: Path, rows: int = 12) -> None:
     where, input = device.choose(spec.device), spec.source_model.input
     with tempfile.TemporaryDirectory() as folder:
         held_out = _held_out(spec, Path(folder))
-        index = np.unique(np.linspace(0, len(held_out.labels) - 1, rows).round().astype(int))
+        index = spread(np.arange(len(held_out.labels)), rows)
         x = centre_batch(held_out.images, index, input.size).to(where)
         names, truth = [held_out.images.names[i] for i in index], held_out.labels[index]
     models = published.load(spec, run / "out/artifacts", where)
     with torch.no_grad():
-        translated = models.T(x)
-        answers = [models.models()[name](x)[1].softmax(1).cpu() for name in ("bridged", "adapted")]
-    pictures = [replicate(x), translated, *_twins(told["twins"], names, input)]
-    _sheet(pictures, answers, [spec.source_model.classes[k] for k in truth], spec.source_model.classes).save(out)
+        translated = models.adapted.translator(x)
+        said = pictures.answers(models.models(), x, spec.source_model.classes)
+    columns = [replicate(x), translated, *_twins(told["twins"], names, input)]
+    _sheet(columns, said, [spec.source_model.classes[k] for k in truth]).save(out)
 
 
 def _held_out(spec: AdaptationSpec, folder: Path) -> LabelledImages:
@@ -73,31 +73,26 @@ def _twins(folder: str | None, names: list[str], input: InputSpec) -> list[Tenso
         return [centre_batch(images, np.array([places[PurePath(name).with_suffix("")] for name in names]), input.size)]
 
 
-def _sheet(pictures: list[Tensor], answers: list[Tensor], truth: list[str], classes: tuple[str, ...]) -> Image.Image:
-    """pictures: [n, 3, H, W] in [0, 1] by column. answers: probabilities [n, K] of teacher and student."""
-    heads = [*("sensor", "T(sensor)", "true RGB")[: len(pictures)], "answers"]
-    width = GAP + len(pictures) * (SIDE + GAP) + TEXT
+def _sheet(columns: list[Tensor], said: list[dict[str, dict[str, Any]]], truth: list[str]) -> Image.Image:
+    """columns: [n, 3, H, W] in [0, 1] each. said: of each row, as `pictures.answers` has it."""
+    heads = [*("sensor", "T(sensor)", "true RGB")[: len(columns)], "answers"]
+    width = GAP + len(columns) * (SIDE + GAP) + TEXT
     sheet = Image.new("RGB", (width, GAP + LINE + len(truth) * (SIDE + GAP)), WHITE)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
     for column, head in enumerate(heads):
         pen.text((GAP + column * (SIDE + GAP), GAP // 2), head, BLACK, font)
     for row, name in enumerate(truth):
         top = GAP + LINE + row * (SIDE + GAP)
-        for column, images in enumerate(pictures):
-            sheet.paste(_picture(images[row]), (GAP + column * (SIDE + GAP), top))
-        left = GAP + len(pictures) * (SIDE + GAP)
+        for column, images in enumerate(columns):
+            picture = Image.fromarray(pictures.pixels(images[row])).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+            sheet.paste(picture, (GAP + column * (SIDE + GAP), top))
+        left = GAP + len(columns) * (SIDE + GAP)
         pen.text((left, top), f"true: {name}", BLACK, font)
-        for line, (who, p) in enumerate(zip(("teacher", "student"), answers, strict=True), 1):
-            k = int(p[row].argmax())
-            words = f"{who}: {classes[k]} {100 * p[row, k].item():.0f} %"
-            pen.text((left, top + 1.5 * line * LINE), words, GREEN if classes[k] == name else RED, font)
+        for line, (who, model) in enumerate({"teacher": "bridged", "student": "adapted"}.items(), 1):
+            answer = said[row][model]
+            words = f"{who}: {answer['class']} {100 * answer['confidence']:.0f} %"
+            pen.text((left, top + 1.5 * line * LINE), words, GREEN if answer["class"] == name else RED, font)
     return sheet
-
-
-def _picture(x: Tensor) -> Image.Image:
-    """x: [3, H, W] in [0, 1]."""
-    pixels = (x.permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
-    return Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -59,8 +59,8 @@ def take(browser: Browser, url: str, pages: dict[str, str]) -> None:
 
 
 def shrink(path: Path) -> None:
-    """To 128 colours, which is what a page has: a third of the bytes."""
-    Image.open(path).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    """To 256 colours, which is enough for a page and its pictures: a third of the bytes."""
+    Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def main() -> None:

@@ -58,6 +58,7 @@ def running(
     """All of it, once /readyz answers 200; at the end workers, front end and store are asked to stop, in this order, each
     with as long as docker-compose.yml gives it. Raises RuntimeError if one does not come up."""
     variables = {name: os.environ.get(name, value) for name, value in SECRETS.items()} | {"MODALBRIDGE_DATA": str(data)}
+    variables |= {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}
     services = compose.read(variables)["services"]
     folder.mkdir(parents=True, exist_ok=True)
     processes: dict[str, subprocess.Popen[bytes]] = {}

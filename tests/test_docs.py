@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from opentelemetry import environment_variables as of_api
+from opentelemetry.sdk import environment_variables as of_sdk
 from PIL import Image
 from safetensors.torch import save_file
 
 from app.method_settings import LossWeights
-from app.settings import Settings
+from app.settings import Settings, Telemetry
 from app.spec import DataSpec, InputSpec, JobRequest, Scaling, TargetReference
 from tests.adaptation.conftest import make, spec
 from worker.adaptation import preprocessing
@@ -68,6 +70,13 @@ def test_every_variable_is_read_by_the_settings_the_command_the_tests_or_compose
 
 
 @each_page
+def test_every_variable_of_opentelemetry_is_one_of_its_own(page: Path) -> None:
+    known = {value for module in (of_api, of_sdk) for name, value in vars(module).items() if name.startswith("OTEL_")}
+    named = {name for name in re.findall(r"OTEL_[A-Z0-9_]+", page.read_text(encoding="utf-8")) if not name.endswith("_")}
+    assert named - known == set()
+
+
+@each_page
 def test_every_make_target_exists(page: Path) -> None:
     targets = set(re.findall(r"^([a-z]+):", text("Makefile"), re.MULTILINE))
     code = re.findall(r"`[^`\n]+`|^ {4}.+$", page.read_text(encoding="utf-8"), re.MULTILINE)
@@ -112,6 +121,11 @@ def test_every_setting_is_told_with_its_default() -> None:
             else str(field.default)
         )
     assert told == expected
+
+
+def test_every_variable_of_opentelemetry_that_is_read_is_told() -> None:
+    told = {name for cell in table("docs/operating.md", "`OTEL_") for name in re.findall(r"OTEL_\w+", cell)}
+    assert told == {f"OTEL_{name.upper()}" for name in Telemetry.model_fields}
 
 
 def test_every_loss_is_told_with_its_weight_and_default() -> None:

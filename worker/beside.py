@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -18,14 +19,15 @@ class GaveUpError(Exception):
 
 
 class Call(Generic[T]):
-    """Begins at once. In a daemon thread, so that a store that hangs does not hold a process that wants to end."""
+    """Begins at once. In a daemon thread, so that a store that hangs does not hold a process that wants to end; what it logs is
+    of the same job and trace."""
 
     def __init__(self, work: Callable[[], T], name: str) -> None:
         self._work = work
         self._done = threading.Event()
         self._result: T | None = None
         self._error: BaseException | None = None
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        threading.Thread(target=contextvars.copy_context().run, args=(self._run,), name=name, daemon=True).start()
 
     def _run(self) -> None:
         try:

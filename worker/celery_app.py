@@ -13,19 +13,20 @@ import structlog
 from celery import signals
 from sqlalchemy.exc import SQLAlchemyError
 
-from app import logs
+from app import logs, tracing
 from app.blobs import BlobsAwayError
 from app.broker import CUDA_QUEUE, QUEUE, make_celery
 from app.schema import require_current
-from app.settings import Settings
+from app.settings import Settings, Telemetry
 from worker import metrics
 from worker.gpus import Gpus
 from worker.housekeeping import Housekeeping
 from worker.process import open_process
 from worker.sandbox import hide_memory
+from worker.tracking import exports
 
-logs.configure()
 settings = Settings()
+logs.configure(settings.log_format)
 gpus = Gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
 takes_cuda = bool(gpus.handles) if settings.takes_cuda is None else settings.takes_cuda
 app = make_celery(settings, (QUEUE, CUDA_QUEUE) if takes_cuda else (QUEUE,))
@@ -40,6 +41,8 @@ log = structlog.get_logger()
 def _check(**_: Any) -> None:
     hide_memory()
     try:
+        tracing.begin("modalbridge-worker", Telemetry())
+        exports.require(settings)
         require_current(process.db)
         process.blobs.prepare()
         process.blobs.check()
@@ -65,3 +68,4 @@ def _stop(**_: Any) -> None:
 def _end(**_: Any) -> None:
     housekeeping.stop()
     process.db.dispose()
+    tracing.end()

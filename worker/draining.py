@@ -7,12 +7,14 @@ from datetime import timedelta
 
 import sqlalchemy as sa
 import structlog
+from structlog.contextvars import bound_contextvars
 
 from app.jobs import lifecycle
 from app.jobs.lifecycle import Claim
 from app.jobs.table import Worker
 from worker import supervisor
 from worker.process import WorkerProcess
+from worker.tracking import exports
 
 log = structlog.get_logger()
 
@@ -28,10 +30,10 @@ def drain(worker: WorkerProcess) -> int:
             return ran
         if claim is None:
             return ran
-        log.info("attempt begins", job_id=claim.job_id, attempt=claim.attempt)
         try:
-            job = supervisor.run(worker, claim)
-            log.info("attempt ends", job_id=claim.job_id, attempt=claim.attempt, status=job.status if job else "lost")
+            with bound_contextvars(job_id=claim.job_id, attempt=claim.attempt):  # in every line of the log until it is over
+                job = supervisor.run(worker, claim)
+                log.info("attempt ends", status=job.status if job else "lost")
         finally:
             worker.heard_at = time.monotonic()
             worker.job_id = None
@@ -47,5 +49,7 @@ def claim_next(worker: WorkerProcess) -> Claim | None:
         claim = lifecycle.claim_next(session, worker.id, lease=lease, now=now, takes_cuda=worker.takes_cuda)
         job_id = claim.job_id if claim else None
         session.execute(sa.update(Worker).where(Worker.id == worker.id).values(job_id=job_id))
+        if job_id is not None and worker.settings.mlflow_tracking_uri:
+            exports.begin(session, job_id, now)
     worker.job_id = job_id
     return claim

@@ -109,7 +109,7 @@ class Hearing:
         """All that waits, as rows. None: the attempt has lost its job, and nothing is written."""
         job = lifecycle.record(session, claim, now=now, phase=self.phase, progress=self.progress)
         if job is not None:
-            lifecycle.record_metrics(session, claim, self.metrics)
+            lifecycle.record_metrics(session, claim, self.metrics, now=now)
             for kind, message, data in self.rows:
                 events.append(session, job, kind, message, data, now=now)
         return job

@@ -28,10 +28,11 @@ from app.jobs.table import Job, Worker
 from app.source_models.table import SourceModel
 from app.webhooks import outbox
 from app.webhooks import queries as webhook_queries
-from worker import invariants, webhooks, workspace
+from worker import invariants, tracing, webhooks, workspace
 from worker.beside import Call
 from worker.cache import Cache
 from worker.process import WorkerProcess
+from worker.tracking import exports
 
 LEAVE_S = 5.0
 """For a sweep that is under way when the worker stops."""
@@ -61,6 +62,7 @@ class Housekeeping:
         self._stop = threading.Event()
         self._sweep: Call[None] | None = None
         self._delivery: Call[None] | None = None
+        self._tracking: Call[None] | None = None
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
 
     def start(self) -> None:
@@ -87,6 +89,8 @@ class Housekeeping:
                 swept_at = time.monotonic()
             if self._delivery is None or self._delivery.ended(0):
                 self._delivery = Call(lambda: _attempt(webhooks.deliver, self.worker), "webhooks")
+            if self._tracking is None or self._tracking.ended(0):
+                self._tracking = Call(lambda: _attempt(exports.tell_mlflow, self.worker), "mlflow")
             self.worker.metrics.passed()
             self._stop.wait(self.worker.settings.housekeeping_s)
 
@@ -107,6 +111,7 @@ def sweep(worker: WorkerProcess) -> None:
         remove_orphaned_blobs,
         remove_silent_rows,
         webhooks.forget_deliveries,
+        exports.remove_scratch,
     ):
         _attempt(part, worker)
 
@@ -152,6 +157,7 @@ def expire_leases(worker: WorkerProcess) -> None:
         log.warning("a lease ran out", job_id=job.id, attempt=job.attempt, status=job.status)
         ended = ("cancelled", "") if job.status == Status.CANCELLED else ("lost", "worker_silent")
         worker.metrics.attempts.labels(*ended).inc()
+        tracing.fell_silent(job)
 
 
 def wake_idle_workers(worker: WorkerProcess) -> None:

@@ -79,6 +79,14 @@ class WorkerMetrics:
         )
         for outcome in ("sent", "failed"):
             self.wake_ups_sent.labels(outcome)
+        self.mlflow_exports = Counter(
+            "modalbridge_worker_mlflow_exports",
+            "Times that MLflow was told of a job, or was to be.",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in ("sent", "failed", "given_up"):
+            self.mlflow_exports.labels(outcome)
         self.passes = Counter("modalbridge_worker_housekeeping_passes", "Passes of housekeeping.", registry=registry)
         self.failures = Counter(
             "modalbridge_worker_housekeeping_failures", "Parts of housekeeping that failed.", ["part"], registry=registry
@@ -148,12 +156,14 @@ class AttemptMeter:
         cause = "done" if code == 0 else signal or "error"
         self.metrics.child_exits.labels("ended_by_worker" if by_worker and code != 0 else cause).inc()
 
-    def end(self, job: Job | None) -> None:
-        """job: as this attempt left it; None: it had lost it."""
+    def end(self, job: Job | None) -> tuple[str, str]:
+        """job: as this attempt left it; None: it had lost it. (outcome, cause), as it is counted."""
         if job is not None and job.status == Status.SUCCEEDED:
             self._end_phase()
-        self.metrics.attempts.labels(*_outcome(job, self.lost_by)).inc()
+        outcome, cause = _outcome(job, self.lost_by)
+        self.metrics.attempts.labels(outcome, cause).inc()
         self.metrics.running = None
+        return outcome, cause
 
     def _end_phase(self) -> None:
         if self._phase is not None:

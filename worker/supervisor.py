@@ -46,6 +46,7 @@ from worker.child import Child
 from worker.hearing import Hearing, document
 from worker.metrics import AttemptMeter
 from worker.process import WorkerProcess
+from worker.tracing import AttemptTrace
 from worker.workspace import Workspace
 
 AWAY = (OperationalError, InterfaceError, TimeoutError)
@@ -70,14 +71,16 @@ def run(worker: WorkerProcess, claim: Claim) -> Job | None:
     attempt = Attempt(worker, claim)
     job = None
     try:
-        job = attempt.run()
+        with attempt.trace.active():
+            log.info("attempt begins", job_id=claim.job_id, attempt=claim.attempt)
+            job = attempt.run()
     except DatabaseAwayError:
         log.warning("the database is away and the worker stops: the lease is left to run out", job_id=claim.job_id)
         attempt.meter.lost_by = "database_away"
         return None
     finally:
         attempt.close()
-        attempt.meter.end(job)
+        attempt.trace.end(*attempt.meter.end(job), attempt.meter.method)
     if job is None:
         log.warning("the job was lost: nothing of this attempt is kept", job_id=claim.job_id, attempt=claim.attempt)
     elif job.status in TERMINAL:
@@ -96,6 +99,7 @@ class Attempt:
         self.tick_s = min(TICK_S, self.settings.lease_s / 6)
         self.heard = Hearing()
         self.meter = AttemptMeter(worker.metrics)
+        self.trace = AttemptTrace(claim)
         self.child: Child | None = None
         self.sender: checkpoints.Sender | None = None
         self.held: dict[str, Held] = {}
@@ -114,10 +118,12 @@ class Attempt:
             self.meter.method = spec.method
             space.spec.write_text(spec.model_dump_json(), encoding="utf-8")
             self.sender = checkpoints.Sender(self.worker.blobs, self.claim, space)
+            self.trace.child_starts()
             self.child = Child(self._command(space), space.out, self._environment(space), space.stderr)
             code = self._supervise(self.child)
             stopped = self.lost or self.timed_out or self.asked_at is not None
-            self.meter.child_ended(code, signal_name(-code) if code < 0 else None, by_worker=stopped)
+            for one in (self.meter, self.trace):
+                one.child_ended(code, signal_name(-code) if code < 0 else None, by_worker=stopped)
             return None if self.lost else self._end(code, space)
         except DatabaseAwayError:
             raise
@@ -151,7 +157,9 @@ class Attempt:
             else:
                 written = self.heard.checkpoints
                 for line in child.lines(self.tick_s):
-                    self.meter.hear(self.heard.hear(line))
+                    event = self.heard.hear(line)
+                    self.meter.hear(event)
+                    self.trace.hear(event)
                     if self.heard.full:
                         break
                 if self.sender is not None and self.heard.checkpoints > written:
@@ -212,6 +220,10 @@ class Attempt:
         """What `work` returns, which uses the blob store or the cache: in a thread, while this one renews the lease; again and
         again until the store answers and there is room. Raises GaveUpError where the job is lost or to stop: then a try that
         has begun has the grace of a cancelled job, and there is no other."""
+        with self.trace.part(name):
+            return self._tried(work, name)
+
+    def _tried(self, work: Callable[[], T], name: str) -> T:
         asked_at: float | None = None
         waited: set[str] = set()
         while True:

@@ -105,6 +105,14 @@ GROUPS: dict[str, tuple[Field, ...]] = {
         Field("method", "/method", "Method", "", "choice", "tgmb_tgkt", get_args(Method)),
         Field("seed", "/seed", "Seed", "", "line", "0"),
         Field("device", "/device", "Device", "", "choice", "auto", ("auto", "cpu", "cuda")),
+        Field(
+            "pictures",
+            "/pictures",
+            "Pictures",
+            "Target images to show with the result, 0 to 16; they are kept with it.",
+            "line",
+            "6",
+        ),
         Field("settings", "/settings", "Settings", 'JSON, such as {"transfer": {"epochs": 5}}; empty: the defaults.', "json"),
     ),
 }

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, RedirectResponse
 
 from app import broker
 from app.conditional import matches
-from app.dashboard import report, results
+from app.dashboard import pictures, report, results
 from app.dashboard.jobs import ADDRESS
 from app.dashboard.pages import page
 from app.jobs import queries, service
@@ -50,6 +50,9 @@ def one_job(request: Request, job_id: str, tenant: Tenant) -> Response:
         rows=results.rows(job.result),
         groups=results.GROUPS,
         reasons=[text for text in _list(job.result, "reasons") if isinstance(text, str)],
+        pictures=pictures.of_job(state.blobs, artifacts, job.request.get("pictures")) if job.result is not None else None,
+        kinds=pictures.KINDS,
+        columns=pictures.COLUMNS,
         by_class=report.by_class(state.blobs, artifacts),
         accepted=json.dumps(job.request, indent=2, ensure_ascii=False),
         retryable=job.status in RETRIED,

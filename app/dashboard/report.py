@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from app.artifacts.table import Artifact
 from app.blobs import Blobs
+from app.dashboard import published
 
 NAME = "report.json"
-MOST_BYTES = 4 * 2**20
 MOST_ROWS = 60
 """Classes of the table."""
 MATRIX = 20
@@ -74,19 +73,13 @@ class ByClass:
 
 def by_class(blobs: Blobs, artifacts: Sequence[Artifact]) -> ByClass | str | None:
     """None where there are no labels; a text where there are some, and they cannot be shown here. Raises BlobsAwayError."""
-    found = next((one for one in artifacts if one.name == NAME), None)
+    found = published.named(artifacts, NAME)
     if found is None:
         return None
-    if found.size > MOST_BYTES:
-        return f"{NAME} has too many classes to be shown here: download it."
-    try:
-        with closing(blobs.read(found.blob_key, 0, found.size)) as reading:
-            report = _Report.model_validate_json(b"".join(reading))
-        return _told(report.source_model.classes, report.evaluation.labelled) if report.evaluation.labelled else None
-    except FileNotFoundError:
-        return f"{NAME} is not in the blob store any more."
-    except ValidationError:
-        return f"{NAME} is not one that this page can read: download it."
+    report = published.read(blobs, found, _Report)
+    if isinstance(report, str):
+        return report
+    return _told(report.source_model.classes, report.evaluation.labelled) if report.evaluation.labelled else None
 
 
 def _told(classes: list[str], labelled: _Labelled) -> ByClass | str:

@@ -20,15 +20,19 @@ from app.jobs import events, queue
 from app.jobs.states import FOLLOWS, LEASED, RETRIED, TERMINAL, Status
 from app.jobs.table import Job, JobMetric
 
+LONGEST_BACKOFF = timedelta(minutes=10)
+
 
 @dataclass(frozen=True)
 class Claim:
-    """A worker's hold on a job."""
+    """A worker's hold on a job. waited: from when to when, by the database's clock."""
 
     job_id: str
     tenant_id: str
     attempt: int
     worker_id: str
+    traceparent: str | None = None
+    waited: tuple[datetime, datetime] | None = None
 
 
 def _change(
@@ -62,7 +66,7 @@ def claim_next(session: Session, worker_id: str, *, lease: timedelta, now: datet
     """The job whose turn it is becomes this worker's. None: nothing is queued that it can run."""
     if (found := queue.next_job(session, now, takes_cuda)) is None:
         return None
-    job_id, share = found
+    job_id, share, since = found
     job = _change(
         session,
         job_id,
@@ -81,7 +85,7 @@ def claim_next(session: Session, worker_id: str, *, lease: timedelta, now: datet
     events.append(
         session, job, "state", f"attempt {job.attempt} is running", {"status": job.status, "worker": worker_id}, now=now
     )
-    return Claim(job.id, job.tenant_id, job.attempt, worker_id)
+    return Claim(job.id, job.tenant_id, job.attempt, worker_id, job.traceparent, (since, now))
 
 
 def renew(session: Session, claim: Claim, *, lease: timedelta, now: datetime) -> Status | None:
@@ -111,13 +115,13 @@ def record(
     return _change(session, claim.job_id, LEASED, *_held(claim), now=now, **values)
 
 
-def record_metrics(session: Session, claim: Claim, points: dict[tuple[str, int], float]) -> None:
-    """(series, step) -> value. A step that is done again after a resume replaces itself."""
+def record_metrics(session: Session, claim: Claim, points: dict[tuple[str, int], float], *, now: datetime) -> None:
+    """(series, step) -> value. A step that is done again after a resume replaces its value, and keeps its time."""
     if not points:
         return
     insert = (sqlite if session.get_bind().dialect.name == "sqlite" else postgresql).insert(JobMetric)
     rows = [
-        {"job_id": claim.job_id, "tenant_id": claim.tenant_id, "series": series, "step": step, "value": value}
+        {"job_id": claim.job_id, "tenant_id": claim.tenant_id, "series": series, "step": step, "value": value, "at": now}
         for (series, step), value in sorted(points.items())
     ]
     upsert = insert.on_conflict_do_update(index_elements=["job_id", "series", "step"], set_={"value": insert.excluded.value})
@@ -176,8 +180,8 @@ def hand_back(session: Session, claim: Claim, *, now: datetime) -> Job | None:
 
 
 def lose(session: Session, claim: Claim, reason: str, *, most: int, backoff: timedelta, now: datetime) -> Job | None:
-    """The attempt vanished without a word. Queued again, to be tried after `backoff`, after twice that the next time and so on;
-    or failed once `most` attempts were lost this way."""
+    """The attempt vanished without a word. Queued again, to be tried after `backoff`, after twice that the next time and so on
+    up to ten minutes; or failed once `most` attempts were lost this way."""
     return _lost(session, claim.job_id, *_held(claim), reason=reason, most=most, backoff=backoff, now=now) or finish_cancel(
         session, claim, now=now
     )
@@ -186,7 +190,7 @@ def lose(session: Session, claim: Claim, reason: str, *, most: int, backoff: tim
 def _lost(session: Session, job_id: str, *where: Any, reason: str, most: int, backoff: timedelta, now: datetime) -> Job | None:
     # It changes with the attempt alone, which `where` names.
     lost = session.scalar(sa.select(Job.lost_attempts).where(Job.id == job_id)) or 0
-    delay = backoff * 2**lost
+    delay = min(backoff * 2 ** min(lost, 10), max(backoff, LONGEST_BACKOFF))
     again = _change(
         session,
         job_id,

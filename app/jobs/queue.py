@@ -32,17 +32,15 @@ def claimable(now: datetime, takes_cuda: bool = True) -> tuple[Any, ...]:
     return Job.status == Status.QUEUED, sa.or_(Job.not_before.is_(None), Job.not_before <= now), *any_device
 
 
-def next_job(session: Session, now: datetime, takes_cuda: bool = True) -> tuple[str, str] | None:
-    """(job id, share) of the next job that such a worker may claim, locked against other claims. None: there is none."""
+def next_job(session: Session, now: datetime, takes_cuda: bool = True) -> tuple[str, str, datetime] | None:
+    """(job id, share, since when it waits) of the next job that such a worker may claim, locked against other claims. None: there
+    is none."""
     for share in _by_turn(session):
-        first = (
-            sa.select(Job.id)
-            .where(*claimable(now, takes_cuda), Job.share == share)
-            .order_by(Job.rank, Job.queued_at, Job.id)
-            .limit(1)
-        )
-        if (job_id := session.scalar(first.with_for_update(skip_locked=True))) is not None:
-            return job_id, share
+        # A queued row was last changed by what queued it, at first or again.
+        waiting = sa.select(Job.id, Job.updated_at).where(*claimable(now, takes_cuda), Job.share == share)
+        first = waiting.order_by(Job.rank, Job.queued_at, Job.id).limit(1)
+        if (found := session.execute(first.with_for_update(skip_locked=True)).one_or_none()) is not None:
+            return found.id, share, found.updated_at
     return None
 
 

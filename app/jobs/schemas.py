@@ -70,6 +70,7 @@ class JobView(BaseModel):
     started_at: datetime | None
     finished_at: datetime | None
     updated_at: datetime
+    trace_id: str | None = Field(None, description="Of its OpenTelemetry trace, if the service sends any.")
     links: Links
 
     @classmethod

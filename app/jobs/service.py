@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
+from opentelemetry import trace
 from sqlalchemy.exc import IntegrityError
 
+from app import tracing
 from app.blobs import Blobs, Staged, discard
 from app.database import Database
 from app.errors import Problem
@@ -102,6 +104,7 @@ def _insert(
             status=Status.QUEUED,
             share=queue.share_of(tenant_id, accepted["labels"], settings.queue_label),
             rank=-accepted["priority"],
+            traceparent=tracing.traceparent(),
             needs_cuda=accepted["device"] == "cuda",
             created_at=now,
             queued_at=now,
@@ -120,6 +123,7 @@ def _insert(
         if job.needs_cuda and not any(worker.takes_cuda for worker in heard):
             message = "no worker with a CUDA device was heard from lately: the job waits for one"
             events.append(session, job, "warning", message, {"code": "no_cuda_worker", "message": message}, now=now)
+    trace.get_current_span().set_attribute("modalbridge.job.id", job.id)
     return job
 
 

@@ -63,12 +63,18 @@ class Job(Base):
     version: Mapped[int] = mapped_column(default=1)
     """Raised by each change of what a client sees: the ETag."""
     last_event: Mapped[int] = mapped_column(default=0)
+    traceparent: Mapped[str | None] = mapped_column(sa.String(55))
+    """Of the request that submitted it, if that is traced: the spans of all attempts are its children."""
     created_at: Mapped[datetime] = mapped_column(Timestamp)
     queued_at: Mapped[datetime] = mapped_column(Timestamp)
     started_at: Mapped[datetime | None] = mapped_column(Timestamp)
     """Of the first attempt."""
     finished_at: Mapped[datetime | None] = mapped_column(Timestamp)
     updated_at: Mapped[datetime] = mapped_column(Timestamp)
+
+    @property
+    def trace_id(self) -> str | None:
+        return self.traceparent.split("-")[1] if self.traceparent else None
 
 
 class FurtherSourceModel(Base):
@@ -126,6 +132,27 @@ class JobMetric(Base):
     step: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True, autoincrement=False)
     tenant_id: Mapped[str] = mapped_column(sa.ForeignKey("tenants.id"))
     value: Mapped[float] = mapped_column(sa.Double)
+    at: Mapped[datetime | None] = mapped_column(Timestamp)
+    """When the worker wrote it down, within a second of the step. None: before this column was there."""
+
+
+class MlflowExport(Base):
+    """A job of which MLflow is to be told, or told more: from its first claim until its end has arrived there."""
+
+    __tablename__ = "mlflow_exports"
+
+    job_id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
+    """No foreign key: a job may be deleted before MLflow has heard of its end."""
+    run_id: Mapped[str | None] = mapped_column(sa.String(256))
+    """Of the run that has its parameters, and its metrics through `sent_until`."""
+    sent_until: Mapped[datetime | None] = mapped_column(Timestamp)
+    claims: Mapped[int] = mapped_column(default=0)
+    """The fencing token of the workers that export."""
+    failures: Mapped[int] = mapped_column(default=0)
+    """In a row."""
+    next_at: Mapped[datetime] = mapped_column(Timestamp)
+    error: Mapped[str | None] = mapped_column(sa.String(500))
+    """Of the last try, if it failed."""
 
 
 class Turn(Base):

@@ -93,7 +93,7 @@ class Export:
 @dataclass(frozen=True)
 class JobRequest:
     """settings: a mapping, as the service's page of the API has it. source_model may be left out where `submit` is given the
-    id of a stored one."""
+    id of a stored one. pictures: how many target images are published for the report and the dashboard; 0: none."""
 
     data: Data
     source_model: SourceModelDescription | None = None
@@ -107,6 +107,7 @@ class JobRequest:
     device: Literal["auto", "cpu", "cuda"] | None = None
     outputs: Sequence[Literal["safetensors", "torch_export", "onnx"]] | None = None
     export: Export | None = None
+    pictures: int | None = None
 
 
 def as_document(value: Any) -> Any:

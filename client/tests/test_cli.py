@@ -341,7 +341,8 @@ def test_logs_are_printed_and_followed(service: Service, jobs: Jobs) -> None:
 def test_metrics_in_short_or_one_series(service: Service, jobs: Jobs) -> None:
     claim = jobs.running()
     with service.db.write() as session:
-        lifecycle.record_metrics(session, claim, {("bridging/L_rec", step): 1 / (1 + step) for step in range(4)})
+        points = {("bridging/L_rec", step): 1 / (1 + step) for step in range(4)}
+        lifecycle.record_metrics(session, claim, points, now=service.db.now(session))
     assert run(service.url, "metrics", claim.job_id).stdout == "bridging/L_rec\t4\t3\t1\t0.25\n"
     points = run(service.url, "metrics", claim.job_id, "--series", "bridging/L_rec").stdout
     assert points.splitlines() == ["0\t1", "1\t0.5", "2\t0.333333", "3\t0.25"]

@@ -246,7 +246,7 @@ def test_metrics_are_points_of_all_series_or_one(client: Client, jobs: Jobs) -> 
     claim = jobs.running()
     given = {("bridging/L_rec", step): step / 10 for step in range(3)} | {("transferring/L_KL", 0): 0.7}
     with jobs.service.db.write() as session:
-        lifecycle.record_metrics(session, claim, given)
+        lifecycle.record_metrics(session, claim, given, now=jobs.service.db.now(session))
     assert {(point.series, point.step): point.value for point in client.jobs.metrics(claim.job_id)} == given
     assert [point.value for point in client.jobs.metrics(claim.job_id, "bridging/L_rec")] == [0.0, 0.1, 0.2]
     with pytest.raises(NotFound):

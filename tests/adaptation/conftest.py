@@ -27,6 +27,7 @@ SIZE = 32
 SIDE = 37  # 32 / 0.875
 CLASSES = ("disc", "square", "bar")
 OTHERS = ("cross", "ring")
+HOSTILE = '<script>alert(1)<script> "hall" & 3'
 
 
 def scene(kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -158,3 +159,13 @@ def adapt(data: Path, tmp_path: Path) -> Iterator[Callable[..., Ran]]:
     """A job over data of the test's own."""
     with adapting(data, tmp_path) as call:
         yield call
+
+
+@pytest.fixture(scope="module")
+def ran(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """The default method, whose name is hostile: for tests that look at what it has made."""
+    folder = tmp_path_factory.mktemp("ran")
+    data = Path(shutil.copytree(shapes, folder / "data"))
+    (data / "target/000.png").rename(data / f"target/{HOSTILE}.png")
+    with adapting(data, folder) as call:
+        return call(name=HOSTILE)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import subprocess
@@ -7,13 +9,18 @@ import sys
 from html.parser import HTMLParser
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from app.artifacts.table import Artifact
 from app.blobs import LocalBlobs
+from app.dashboard import pictures as dashboard_pictures
 from app.dashboard import report as dashboard_report
 from app.dashboard import results
 from worker.adaptation import report, verdict
+
+from .conftest import HOSTILE
 
 
 def found(**changes: Any) -> dict[str, Any]:
@@ -88,14 +95,15 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_the_page_shows_the_figures_and_asks_for_nothing_from_elsewhere(adapt):
-    ran = adapt(name="<script>alert(1)</script> hall & 3")
+def test_the_page_shows_the_figures_and_asks_for_nothing_from_elsewhere(ran):
     html = (ran.out / "artifacts/report.html").read_text()
     page = Page(html)
     assert "<script" not in html
-    assert "<script>alert(1)</script> hall & 3" in page.text
+    assert page.text.count(HOSTILE) == 3, "the job's name in title and heading, and a file's"
     assert not re.search(r"https?://|url\(|@import", html)
-    assert not [tag for tag, given in page.tags if {"src", "href"} & given.keys() or tag in ("script", "link", "iframe", "img")]
+    addresses = [address for _, given in page.tags for key in ("src", "href") if (address := given.get(key))]
+    assert addresses and all(address.startswith("data:image/webp;base64,") for address in addresses)
+    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe")]
     accuracy = ran.report["summary"]["accuracy"]["adapted"]["accuracy"]
     assert f"{100 * accuracy:.1f} %" in page.text
     assert report.VERDICTS[ran.report["verdict"]] in page.text
@@ -104,8 +112,22 @@ def test_the_page_shows_the_figures_and_asks_for_nothing_from_elsewhere(adapt):
     assert len(curves) == sum(not name.startswith("evaluation") and len(points) > 1 for name, points in ran.series.items())
 
 
-def test_the_report_says_what_was_done_with_what(adapt):
-    ran = adapt()
+def test_the_strips_images_are_the_sprites_tiles_and_each_says_what_it_shows(ran):
+    shown = [given for tag, given in Page((ran.out / "artifacts/report.html").read_text()).tags if tag == "img"]
+    with Image.open(ran.out / "artifacts/pictures.webp") as image:
+        sprite = np.asarray(image)
+    strip = ran.report["pictures"]
+    side, spots = strip["tile"], [spot for row in strip["rows"] for spot in row["tiles"].values()]
+    assert len(shown) == len(spots) and {(given["width"], given["height"]) for given in shown} == {("96", "96")}
+    for given, (left, top) in zip(shown, spots, strict=True):
+        tile = np.asarray(Image.open(io.BytesIO(base64.b64decode(given["src"].partition(",")[2]))))
+        assert (tile == sprite[top : top + side, left : left + side]).all()
+    names = [row["name"] for row in strip["rows"] for _ in row["tiles"]]
+    assert all(given["alt"].startswith(name) for given, name in zip(shown, names, strict=True))
+    assert len({given["alt"] for given in shown}) == len(shown)
+
+
+def test_the_report_says_what_was_done_with_what(ran):
     assert {read["reference"]: read["images"] for read in ran.report["data"]} == {
         "target": 60,
         "pairs/source": 32,
@@ -118,8 +140,7 @@ def test_the_report_says_what_was_done_with_what(adapt):
     assert json.loads((ran.out / "artifacts/metrics.json").read_text())["evaluation"] == ran.report["evaluation"]
 
 
-def test_the_dashboard_reads_every_measure_and_class(adapt, tmp_path):
-    ran = adapt()
+def test_the_dashboard_reads_every_measure_class_and_picture(ran, tmp_path):
     blobs = LocalBlobs(tmp_path)
     blobs.prepare()
     size, _ = blobs.put(ran.out / "artifacts/report.json", "jobs/report.json")
@@ -128,6 +149,15 @@ def test_the_dashboard_reads_every_measure_and_class(adapt, tmp_path):
     assert {row.name: row.adapted for row in told.rows} == pytest.approx(recall)
     assert sum(row.images for row in told.rows) == 36
     assert [row.measure for row in results.rows(ran.report["summary"])] == list(results.MEASURES)
+    size, _ = blobs.put(ran.out / "artifacts/pictures.json", "jobs/pictures.json")
+    described = Artifact(name="pictures.json", size=size, blob_key="jobs/pictures.json")
+    strip = dashboard_pictures.of_job(blobs, [described, Artifact(name="pictures.webp")], 6)
+    assert isinstance(strip, dashboard_pictures.Strip)
+    assert [(group.kind, len(group.rows), group.columns) for group in strip.groups] == [
+        ("target", 6, ["sensor", "translation"]),
+        ("evaluation", 3, ["sensor", "translation"]),
+        ("pair", 3, ["sensor", "translation", "rgb"]),
+    ]
 
 
 PEAK = "from worker.adaptation.report import peak_bytes; x = bytearray({held} * 2**20); print(peak_bytes() // 2**20)"

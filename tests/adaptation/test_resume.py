@@ -69,6 +69,8 @@ def test_killed_again_and_again_it_ends_in_the_same_weights(job):
     assert weights(job, "killed") == weights(job, "whole")
     whole, killed = ((job / out / "artifacts/metrics.json").read_text() for out in ("whole", "killed"))
     assert whole == killed
+    for name in ("pictures.json", "pictures.webp"):
+        assert (job / "whole/artifacts" / name).read_bytes() == (job / "killed/artifacts" / name).read_bytes(), name
 
 
 @pytest.mark.parametrize(("phase", "step"), [("bridging", 6), ("transferring", 4)])

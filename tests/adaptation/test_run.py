@@ -54,7 +54,7 @@ def test_a_job_ends_in_artifacts_that_the_library_loads_alone(data):
     assert named == {path.name for path in artifacts.iterdir()}
     assert named == {
         "model.safetensors", "model.json", "translator.safetensors", "metrics.json", "report.json", "report.html",
-        "preprocessing.json", "README.md",
+        "preprocessing.json", "README.md", "pictures.json", "pictures.webp",
     }  # fmt: skip
     assert events[-1].summary["outputs"] == {"safetensors": {"published": True, "file": "model.safetensors"}}
     model = json.loads((artifacts / "model.json").read_text())

@@ -78,6 +78,8 @@ CASES: list[tuple[str, Change, str, str | None]] = [
     ("outputs that are no list", put("/outputs", "onnx"), "invalid_request", "/outputs"),
     ("unknown field of the export", put("/export", {"normalise": True}), "unknown_field", "/export/normalise"),
     ("an export of nothing", put("/export", {"normalize_in_graph": True}), "invalid_request", "/export"),
+    ("too many pictures", put("/pictures", 17), "invalid_request", "/pictures"),
+    ("pictures that are no number", put("/pictures", "all"), "invalid_request", "/pictures"),
     ("side that climbs", put("/data/pairs/target", "../x"), "invalid_request", "/data/pairs/target"),
 ]  # fmt: skip
 

@@ -173,8 +173,8 @@ def test_a_running_job_shows_its_progress(service: Service, request_body: dict[s
     with service.db.write() as session:
         lifecycle.record(session, claimed, now=service.db.now(session), phase="bridging", progress=progress)
         points = {("bridging/L_rec", step): step / 10 for step in range(5)} | {("bridging/L_D", 0): 0.7}
-        lifecycle.record_metrics(session, claimed, points)
-        lifecycle.record_metrics(session, claimed, {("bridging/L_rec", 4): 9.0})
+        lifecycle.record_metrics(session, claimed, points, now=service.db.now(session))
+        lifecycle.record_metrics(session, claimed, {("bridging/L_rec", 4): 9.0}, now=service.db.now(session))
     job = service.client.get(url).json()
     assert job["progress"]["step"] == 120 and job["progress"]["of"] == 600 and job["progress"]["eta_s"] == 60
     page = service.client.get(url + "/metrics", params={"limit": 4}).json()

@@ -179,6 +179,19 @@ def test_a_lost_attempt_is_followed_by_the_next_after_longer_and_longer(database
     assert held is not None and call(database, lifecycle.hand_back, held).not_before is None
 
 
+@pytest.mark.parametrize("given", [60, 3600])
+def test_a_job_that_is_lost_again_and_again_waits_for_ten_minutes_at_most_or_as_long_as_was_asked_for(
+    database: Database, model_id: str, given: int
+) -> None:
+    job_id = queue(database, model_id)
+    with database.write() as session:
+        session.execute(sa.update(Job).where(Job.id == job_id).values(lost_attempts=5000))
+    lost = claim(database)
+    assert lost is not None
+    job = call(database, lifecycle.lose, lost, "gone", most=10_000, backoff=timedelta(seconds=given))
+    assert (job.not_before - job.updated_at).total_seconds() == max(given, 600)
+
+
 @pytest.mark.parametrize("end", ["fail", "cancel"])
 def test_a_client_may_have_a_job_tried_again(database: Database, model_id: str, end: str) -> None:
     job_id = queue(database, model_id)

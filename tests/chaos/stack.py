@@ -29,9 +29,9 @@ FAST = {
     "housekeeping_s": 0.5,
     "worker_silent_s": 3,
     "cancel_grace_s": 5,
-    "lost_backoff_s": 0.1,
     "checkpoint_s": 0.2,
-    # A random kill is nobody's fault: here no job may fail by it.
+    # A random kill is nobody's fault: here no job may fail by it, nor wait the longer the more often it was hit.
+    "lost_backoff_s": 0,
     "max_lost_attempts": 10_000,
 }
 

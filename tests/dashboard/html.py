@@ -8,6 +8,8 @@ import html5lib
 import httpx
 
 INVISIBLE = {"script", "style", "template", "noscript", "head"}
+SVG = "{http://www.w3.org/2000/svg}"
+"""Before the tag of what is drawn."""
 NAMED = {"input", "select", "textarea"}
 
 

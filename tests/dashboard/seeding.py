@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from app.errors import Problem
 from app.jobs import events, lifecycle
@@ -17,6 +21,7 @@ from tests.app.conftest import make_data, safetensors, submit
 from tests.conftest import Service
 
 CLASSES = ["box", "mug", "lamp"]
+MODELS = ("source_only", "bridged", "adapted", "rgb")
 HOSTILE = '<script>alert("x")</script> hall & 3'
 
 
@@ -74,7 +79,7 @@ def trained(service: Service, claim: Claim, steps: int, lowest: float = 0.02) ->
             points["bridging/L_D", step] = 0.69 + 0.05 * math.sin(step / 70)
             points["transferring/L_KL", step] = 1.5 * math.exp(-2 * step / steps)
         points["evaluation/labelled/adapted/accuracy", steps] = 0.75
-        lifecycle.record_metrics(session, claim, points)
+        lifecycle.record_metrics(session, claim, points, now=service.db.now(session))
 
 
 def report(classes: list[str], images: int = 20) -> dict[str, Any]:
@@ -87,6 +92,33 @@ def report(classes: list[str], images: int = 20) -> dict[str, Any]:
         return {"accuracy": right / images, "per_class": dict.fromkeys(classes, right / images), "confusion": confusion}
 
     return {"source_model": {"classes": classes}, "evaluation": {"labelled": {"source_only": model(7), "adapted": model(15)}}}
+
+
+def sprite(side: int, columns: int, rows: int) -> bytes:
+    """As the engine's pictures.webp: each tile in a grey of its own."""
+    greys = np.arange(columns * rows, dtype=np.uint8).reshape(rows, columns) * (200 // (columns * rows)) + 40
+    file = io.BytesIO()
+    Image.fromarray(np.repeat(np.repeat(greys, side, 0), side, 1)).convert("RGB").save(file, "WEBP", lossless=True)
+    return file.getvalue()
+
+
+def pictures(classes: list[str], name: str = "room 1/0001.png") -> dict[str, Any]:
+    """As the engine's pictures.json: a row of each kind."""
+
+    def row(place: int, kind: str, columns: list[str], truth: str | None, *said: str) -> dict[str, Any]:
+        answers = {
+            model: {"class": one, "confidence": 0.25 + 0.2 * k} for k, (model, one) in enumerate(zip(MODELS, said, strict=False))
+        }
+        spots = {column: [64 * k, 64 * place] for k, column in enumerate(columns)}
+        return {"kind": kind, "name": name, "truth": truth, "answers": answers, "tiles": spots}
+
+    a, b = classes[:2]
+    rows = [
+        row(0, "target", ["sensor", "translation"], None, a, b, b),
+        row(1, "evaluation", ["sensor", "translation"], b, a, b, b),
+        row(2, "pair", ["sensor", "translation", "rgb"], None, a, a, a, b),
+    ]
+    return {"format": "modalbridge-pictures/1", "file": "pictures.webp", "tile": 64, "width": 192, "height": 192, "rows": rows}
 
 
 def result(verdict: str, reasons: list[str], accuracy: bool = True) -> dict[str, Any]:
@@ -113,7 +145,7 @@ def publish(service: Service, claim: Claim, told: dict[str, Any], **files: bytes
             staged.write(content)
             key = f"jobs/{claim.tenant_id}/{claim.job_id}/{claim.attempt}/{name}"
             service.blobs.keep(staged, key)
-        media_type = {"html": "text/html; charset=utf-8", "json": "application/json"}.get(
+        media_type = {"html": "text/html; charset=utf-8", "json": "application/json", "webp": "image/webp"}.get(
             name.rpartition(".")[2], "application/octet-stream"
         )
         artifacts.append({"name": name, "media_type": media_type, "size": len(content), "sha256": staged.sha256, "blob_key": key})
@@ -125,8 +157,9 @@ def succeeded(service: Service, data: Path, told: dict[str, Any], steps: int = 3
     job_id = submitted(service, data, **changes)
     claim = claimed(service, job_id)
     trained(service, claim, steps, lowest)
-    document = json.dumps(report(CLASSES)).encode()
-    publish(service, claim, told, model__safetensors=b"weights", report__json=document, report__html=b"<p>The report</p>")
+    document, shown = (json.dumps(one).encode() for one in (report(CLASSES), pictures([HOSTILE, "mug"], name=HOSTILE)))
+    files = {"pictures__json": shown, "pictures__webp": sprite(64, 3, 3), "report__html": b"<p>The report</p>"}
+    publish(service, claim, told, model__safetensors=b"weights", report__json=document, **files)
     return job_id
 
 

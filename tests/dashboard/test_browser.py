@@ -77,7 +77,8 @@ def said(service: Service, claim: lifecycle.Claim, message: str, **progress: flo
         job = lifecycle.record(session, claim, now=now, phase="bridging", progress=told)
         assert job is not None
         events.append(session, job, "log", message, now=now)
-        lifecycle.record_metrics(session, claim, {("bridging/L_rec", step): 1 / (1 + step) for step in (0, told["step"])})
+        points = {("bridging/L_rec", step): 1 / (1 + step) for step in (0, told["step"])}
+        lifecycle.record_metrics(session, claim, points, now=now)
 
 
 def new_running(service: Service, jobs: Jobs) -> lifecycle.Claim:

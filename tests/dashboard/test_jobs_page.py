@@ -16,7 +16,7 @@ from app.jobs.states import Status
 from app.jobs.table import Job, JobEvent
 from tests.conftest import Service
 from tests.dashboard import seeding
-from tests.dashboard.html import Html, checked
+from tests.dashboard.html import SVG, Html, checked
 from tests.dashboard.seeding import HOSTILE, Jobs
 
 Shown = tuple[Service, Jobs]
@@ -90,12 +90,29 @@ def test_a_job_that_succeeded_shows_its_result_beside_the_source_model(shown: Sh
     assert re.search(r"mug\s*20\s*35\.0 %\s*75\.0 %", page.text), "recall of a class"
     downloads = [link["href"] for link in page.all("a") if "/artifacts/" in link.get("href", "")]
     assert downloads == [
-        f"/jobs/{jobs.succeeded}/artifacts/{name}" for name in ("model.safetensors", "report.html", "report.json")
+        f"/jobs/{jobs.succeeded}/artifacts/{name}"
+        for name in ("model.safetensors", "pictures.json", "pictures.webp", "report.html", "report.json")
     ]
     assert all(service.client.get(link).status_code == 200 for link in downloads)
     series = [figure["data-series"] for figure in page.all("figure") if figure["data-series"]]
     assert series == ["bridging/L_D", "bridging/L_rec", "transferring/L_KL"]
     assert f"/dashboard/jobs/{jobs.succeeded}/delete" in [form.get("action") for form in page.all("form")]
+
+
+def test_a_job_that_succeeded_shows_its_pictures(shown: Shown) -> None:
+    service, jobs = shown
+    page = read(service, f"/dashboard/jobs/{jobs.succeeded}")
+    tiles = [svg for svg in page.all(SVG + "svg") if svg.get("role") == "img"]
+    assert [tile["viewBox"] for tile in tiles] == [
+        "0 0 64 64", "64 0 64 64", "0 64 64 64", "64 64 64 64", "0 128 64 64", "64 128 64 64", "128 128 64 64",
+    ]  # fmt: skip
+    assert [tile["aria-label"] for tile in tiles[-3:]] == [f"{HOSTILE}: {column}" for column in ("Sensor", "Translation", "RGB")]
+    assert {(tile["width"], tile["height"]) for tile in tiles} == {("96", "96")}
+    (address,) = {image["href"] for image in page.all(SVG + "image")}
+    answer = service.client.get(address)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/webp")
+    assert page.text.count(HOSTILE) >= 3 and "alert(" not in "".join(page.scripts)
+    assert re.search(r"mug\s+\(right\)\s+65 %", page.text), "the adapted model's answer to the labelled image"
 
 
 def test_a_verdict_comes_with_its_reasons_and_what_a_client_wrote_is_text(shown: Shown) -> None:
@@ -134,6 +151,7 @@ def test_ten_thousand_points_are_a_thousand_a_curve_and_no_spike_is_lost(service
             session,
             claim,
             {("bridging/L_rec", 50_005): 99.0, ("bridging/L_rec", 2**62): 0.5, ("few", 1): 2.0, ("few", 2**63 - 1): 1.0},
+            now=service.db.now(session),
         )
         assert seeding.lifecycle.record(session, claim, now=service.db.now(session))
     address = f"/dashboard/jobs/{job}/curves"

@@ -10,7 +10,7 @@ import pytest
 
 from app.artifacts.table import Artifact
 from app.blobs import LocalBlobs
-from app.dashboard import report, results
+from app.dashboard import published, report, results
 from tests.dashboard import seeding
 
 
@@ -58,7 +58,7 @@ def test_a_report_that_cannot_be_shown_is_said_to_be_so(tmp_path: Path, document
 
 def test_one_that_is_too_large_or_gone_is_not_read(tmp_path: Path) -> None:
     document = seeding.report(["a", "b"])
-    assert "too many classes" in str(told(tmp_path, document, size=report.MOST_BYTES + 1))
+    assert "too large to be shown" in str(told(tmp_path, document, size=published.MOST_BYTES + 1))
     assert "not in the blob store" in str(told(tmp_path, document, blob_key="jobs/nothing"))
 
 

@@ -11,8 +11,9 @@ import jsonschema
 import pytest
 import yaml
 from check_jsonschema.builtin_schemas import get_builtin_schema
+from opentelemetry.sdk import environment_variables
 
-from app.settings import Settings
+from app.settings import Settings, Telemetry
 from deploy import compose, stack
 
 ROOT = Path(__file__).parents[2]
@@ -56,9 +57,19 @@ def test_an_override_changes_services_that_are_there(services: Services) -> None
 def test_every_setting_is_one_of_the_settings_and_its_value_is_taken(services: Services) -> None:
     for name in OURS:
         given = {key.removeprefix("MODALBRIDGE_").lower(): value for key, value in services[name]["environment"].items()}
-        ours = {key: value for key, value in given.items() if not key.startswith("aws_")}
+        ours = {key: value for key, value in given.items() if not key.startswith(("aws_", "otel_"))}
         assert ours.keys() - Settings.model_fields.keys() == set()
         Settings(**ours)
+
+
+def test_front_end_and_worker_are_told_alike_where_traces_go_and_nobody_else(services: Services) -> None:
+    told = {name: {key: value for key, value in services[name].get("environment", {}).items() if key.startswith("OTEL_")} for name in services}  # fmt: skip
+    assert told["frontend"] == told["worker"] != {}
+    assert {name for name in services if told[name]} == {"frontend", "worker"}
+    assert told["worker"].keys() <= {value for name, value in vars(environment_variables).items() if name.startswith("OTEL_")}
+    given = {name.removeprefix("OTEL_").lower(): value for name, value in told["worker"].items()}
+    assert not Telemetry(**{name: value for name, value in given.items() if name in Telemetry.model_fields}).traces
+    assert "monitoring" in {*services["frontend"]["networks"]} & {*services["worker"]["networks"]}
 
 
 @pytest.mark.parametrize("secret", SECRETS)

@@ -58,6 +58,7 @@ def test_what_it_installs_is_what_the_project_asks_for(name: str, tmp_path: Path
     written = subprocess.run(line.removeprefix("RUN ").replace(" > requirements.txt", ""), shell=True, cwd=ROOT, capture_output=True,
                              text=True, env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"})  # fmt: skip
     extra = PROJECT["optional-dependencies"]
-    wanted = [*PROJECT["dependencies"], *extra["postgres"], *(extra["worker"] if name == "Dockerfile.gpu" else [])]
+    worker = [*extra["worker"], *extra["mlflow"]] if name == "Dockerfile.gpu" else []
+    wanted = [*PROJECT["dependencies"], *extra["postgres"], *extra["otel"], *worker]
     assert written.stdout.splitlines() == wanted, written.stderr
     assert any(requirement.startswith("torch") for requirement in wanted) == (name == "Dockerfile.gpu")

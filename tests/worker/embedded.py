@@ -70,7 +70,7 @@ class Embedded:
         }
         merged = copy.deepcopy(body)
         for key, value in changes.items():
-            merged[key] = {**merged[key], **value} if isinstance(value, dict) else value
+            merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) else value
         request = JobRequest.model_validate_json(json.dumps(merged))
         with self.blobs.stage() as staged:
             staged.write((self.data / "source.safetensors").read_bytes())
@@ -126,14 +126,19 @@ class Embedded:
         """What a worker does every ten minutes."""
         housekeeping.sweep(self.process())
 
-    @contextmanager
-    def worker(self, queues: str | None = None, **changes: Any) -> Iterator[subprocess.Popen[bytes]]:
-        """A real one, as `make worker` starts it. At the end it is asked to stop, unless the test has seen to its end."""
+    def environment(self, **changes: Any) -> dict[str, str]:
+        """Of a process of the service."""
         settings = self.settings.model_copy(update=changes)
         env = {key: value for key, value in os.environ.items() if not key.startswith("MODALBRIDGE_")} | {"OMP_NUM_THREADS": "1"}
         for name, value in settings.model_dump(mode="json").items():
             if value is not None:
                 env[f"MODALBRIDGE_{name.upper()}"] = os.pathsep.join(value) if isinstance(value, list) else str(value)
+        return env
+
+    @contextmanager
+    def worker(self, queues: str | None = None, **changes: Any) -> Iterator[subprocess.Popen[bytes]]:
+        """A real one, as `make worker` starts it. At the end it is asked to stop, unless the test has seen to its end."""
+        env = self.environment(**changes)
         command = [sys.executable, "-W", "ignore", "-m", "celery", "--app", "worker.celery_app", "worker", "--pool", "solo"]
         command += [
             "--concurrency",

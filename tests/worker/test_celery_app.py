@@ -22,7 +22,7 @@ def python(code: str, embedded: Embedded, *arguments: str) -> subprocess.Complet
 
 
 def test_no_torch_in_the_workers_own_process(embedded: Embedded):
-    code = "import sys, worker.tasks; print({'torch', 'torchvision', 'numpy', 'PIL'} & set(sys.modules))"
+    code = "import sys, worker.tasks; print({'torch', 'torchvision', 'numpy', 'PIL', 'mlflow'} & set(sys.modules))"
     done = python(code, embedded)
     assert done.stdout == "set()\n", done.stderr
 

@@ -70,7 +70,8 @@ def test_a_job_from_claim_to_published_model(embedded_both: Embedded):
     assert job.result["verdict"]
     assert job.result["accuracy"]["images"] == 36
     published = embedded_both.published(job_id)
-    assert {"model.safetensors", "model.json", "report.html", "report.json", "metrics.json"} <= set(published)
+    named = {"model.safetensors", "model.json", "report.html", "report.json", "metrics.json", "pictures.json", "pictures.webp"}
+    assert named <= set(published)
     assert embedded_both.kept(job_id) == sorted(f"jobs/{EMBEDDED_TENANT}/{job_id}/1/{name}" for name in published)
     kinds = [event.kind for event in embedded_both.events(job_id)]
     assert kinds[:3] == ["state", "state", "started"] and kinds[-1] == "state"

@@ -25,6 +25,7 @@ MEDIA_TYPES = {
     ".json": "application/json",
     ".html": "text/html; charset=utf-8",
     ".md": "text/markdown; charset=utf-8",
+    ".webp": "image/webp",
 }
 
 
@@ -42,9 +43,9 @@ def begin(folder: Path) -> Path:
 
 
 def publish(job: Job, adapted: Adapted, aside: Path, report: dict[str, Any], html: str) -> Result:
-    """Publishes `aside`, with what the exports have put there, and model.safetensors, model.json, translator.safetensors where there
-    is one, preprocessing.json, README.md, metrics.json, report.json and report.html. Raises OSError or safetensors' error where the
-    disk is full."""
+    """Publishes `aside`, with the exports and the pictures that are there already, and model.safetensors, model.json,
+    translator.safetensors where there is one, preprocessing.json, README.md, metrics.json, report.json, report.html and, where there
+    are pictures, pictures.json. Raises OSError or safetensors' error where the disk is full."""
     tensors = {"model": ensemble.tensors(adapted.classifier)}
     if adapted.translator is not None:
         tensors["translator"] = {name: x.cpu().contiguous() for name, x in adapted.translator.state_dict().items()}
@@ -59,6 +60,8 @@ def publish(job: Job, adapted: Adapted, aside: Path, report: dict[str, Any], htm
     _write_json(aside / "preprocessing.json", prepared)
     (aside / "README.md").write_text(readme.write(card, prepared, report), encoding="utf-8")
     _write_json(aside / "metrics.json", {"series": job.series, "evaluation": report["evaluation"], "outputs": outputs})
+    if report["pictures"] is not None:
+        _write_json(aside / "pictures.json", report["pictures"])
     _write_json(aside / "report.json", report)
     (aside / "report.html").write_text(html, encoding="utf-8")
     for path in aside.iterdir():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,21 +22,32 @@ from worker.adaptation.methods.tgmb import split
 from worker.adaptation.source_model import Classifier
 from worker.adaptation.translator import replicate
 
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Assessed:
+    """figures: target: evidence without labels on the images adapted to; pairs: on the pairs that no stage trained on; labelled:
+    accuracy and evidence on the evaluation set, or None. Each by model: source_only, bridged where there is a T, adapted.
+    changed: bool [N] of `target`, and of `evaluation` where there is one: the adapted model names another class than source_only."""
+
+    figures: dict[str, Any]
+    changed: dict[str, np.ndarray]
+
 
 def work(spec: AdaptationSpec, images: int) -> float:
     """In forward passes of one image."""
     return images * {"source_only": 1, "shot": 2, "socket": 2, "tgmb": 2}.get(spec.method, 3)
 
 
-def assess(job: Job, adapted: Adapted, labelled: LabelledImages | None) -> dict[str, Any]:
-    """target: evidence without labels on the images adapted to; pairs: on the pairs that no stage trained on; labelled:
-    accuracy and evidence on the evaluation set, or None. Each by model: source_only, bridged where there is a T, adapted.
-    Also records every number as a series `evaluation/...`."""
+def assess(job: Job, adapted: Adapted, labelled: LabelledImages | None) -> Assessed:
+    """Also records every number as a series `evaluation/...`."""
     done = _Done(job, len(job.target) + (len(labelled.images) if labelled else 0))
-    models = _models(job, adapted)
+    models = models_of(job.source, adapted)
     classes = job.spec.source_model.classes
     logits = _logits(job, models, job.target, done)
     target: dict[str, Any] = {name: evaluation.evidence(values) for name, values in logits.items()}
+    changed = {"target": _changed(logits)}
     target["images"] = len(job.target)
     target["changed"] = 1 - evaluation.agreement(logits["source_only"], logits["adapted"])
     student = "bridged" in logits and not adapted.translated
@@ -42,32 +55,44 @@ def assess(job: Job, adapted: Adapted, labelled: LabelledImages | None) -> dict[
     found: dict[str, Any] = {"target": target, "pairs": _pairs(job, adapted), "labelled": None}
     if labelled is not None:
         logits = _logits(job, models, labelled.images, done)
+        changed["evaluation"] = _changed(logits)
         labels = torch.from_numpy(labelled.labels)
         found["labelled"] = {
             name: evaluation.accuracy(values, labels, classes) | evaluation.evidence(values) for name, values in logits.items()
         } | {"images": len(labels)}
     for series, value in _numbers("evaluation", found):
         job.record(series, job.journal.step, value)
-    return found
+    return Assessed(found, changed)
 
 
-def _models(job: Job, adapted: Adapted) -> dict[str, Model]:
+def models_of(source: Classifier | Ensemble, adapted: Adapted) -> dict[str, Model]:
+    """Those that there are: a method that trains no classifier has no `adapted` (see with_adapted)."""
+
     def behind(classifier: Classifier | Ensemble, translate: Callable[[Tensor], Tensor]) -> Model:
         return lambda x: classifier(translate(x))
 
-    models = {"source_only": behind(job.source, replicate)}
+    models = {"source_only": behind(source, replicate)}
     if adapted.translator is not None:
-        models["bridged"] = behind(job.source, adapted.translator)
-    if adapted.classifier is not job.source:
+        models["bridged"] = behind(source, adapted.translator)
+    if adapted.classifier is not source:
         models["adapted"] = behind(adapted.classifier, adapted.translator if adapted.translated else replicate)
     return models
 
 
+def with_adapted(by_model: dict[str, Value]) -> dict[str, Value]:
+    """A method that trains no classifier publishes one of the other two: not computed twice."""
+    return by_model | {"adapted": by_model.get("adapted", by_model.get("bridged", by_model["source_only"]))}
+
+
 def _logits(job: Job, models: dict[str, Model], images: Images, done: Callable[[int], None]) -> dict[str, Tensor]:
     size = job.spec.source_model.input.size
-    logits = {name: evaluation.predict_logits(model, images, size, job.device, done=done) for name, model in models.items()}
-    # A method that trains no classifier publishes one of these two: not computed twice.
-    return logits | {"adapted": logits.get("adapted", logits.get("bridged", logits["source_only"]))}
+    return with_adapted(
+        {name: evaluation.predict_logits(model, images, size, job.device, done=done) for name, model in models.items()}
+    )
+
+
+def _changed(logits: dict[str, Tensor]) -> np.ndarray:
+    return (logits["source_only"].argmax(1) != logits["adapted"].argmax(1)).numpy()
 
 
 @torch.no_grad()
@@ -78,7 +103,7 @@ def _pairs(job: Job, adapted: Adapted) -> dict[str, Any] | None:
         return None
     _, held = split(job)
     translates = {"source_only": replicate} | ({"bridged": adapted.translator} if adapted.translator else {})
-    models = _models(job, adapted)
+    models = models_of(job.source, adapted)
     sums: dict[str, dict[str, float]] = {name: {} for name in models}
     for part in chunks(held):
         source, target = (to_device(x, job.device) for x in centre_pairs(job.pairs, part, job.spec.source_model.input.size))
@@ -94,8 +119,7 @@ def _pairs(job: Job, adapted: Adapted) -> dict[str, Any] | None:
     before = max(sums["source_only"]["feature_distance"], 1e-12)
     for values in sums.values():
         values["feature_distance_ratio"] = values["feature_distance"] / before
-    sums["adapted"] = sums.get("adapted", sums.get("bridged", sums["source_only"]))
-    return {"held_out": len(held), **sums}
+    return {"held_out": len(held), **with_adapted(sums)}
 
 
 def _numbers(prefix: str, found: dict[str, Any]) -> list[tuple[str, float]]:

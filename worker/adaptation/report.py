@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import resource
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from app.layouts import SETS
 from app.references import shown
 from app.spec import AdaptationSpec, Format
 from worker.adaptation.job import Job
+from worker.adaptation.pictures import Strip
 from worker.adaptation.verdict import judge
 
 MODELS = {
@@ -23,11 +25,22 @@ MODELS = {
     "adapted": "Adapted model",
 }
 VERDICTS = {"deploy": "Deploy", "look_closer": "Look closer", "do_not_deploy": "Do not deploy"}
+PICTURES = {
+    "target": ("Target images", ", unlabelled"),
+    "evaluation": ("Evaluation set", ", labelled"),
+    "pair": (
+        "Held-out pairs",
+        " of other things than the classes: no answer is right, but each should be near the source model's answer to the RGB",
+    ),
+}
 WIDTH, HEIGHT, MARGIN = 320, 150, 36
 
 
-def build(job: Job, found: dict[str, Any], outputs: dict[Format, dict[str, Any]], versions: dict[str, str]) -> dict[str, Any]:
-    """The report as a JSON document. found: of `assessment.assess`; outputs: of `export.make`. Its `summary` is what GET /jobs/{id} shows."""
+def build(
+    job: Job, found: dict[str, Any], outputs: dict[Format, dict[str, Any]], strip: Strip | None, versions: dict[str, str]
+) -> dict[str, Any]:
+    """The report as a JSON document. found: figures of `assessment.assess`; outputs: of `export.make`. Its `summary` is what GET
+    /jobs/{id} shows."""
     churn = job.series.get("transferring/churn", [])
     verdict, reasons = judge(found, churn, job.spec.method, len(job.spec.source_model.classes))
     labelled = found["labelled"]
@@ -64,6 +77,7 @@ def build(job: Job, found: dict[str, Any], outputs: dict[Format, dict[str, Any]]
         "stages": stages,
         "evaluation": found,
         "outputs": outputs,
+        "pictures": strip.document() if strip is not None else None,
         "warnings": [event.model_dump(mode="json", exclude={"type"}) for event in job.journal.warnings],
         "device": {
             "kind": job.device.type,
@@ -109,7 +123,7 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def render(report: dict[str, Any], series: dict[str, list[list[float]]]) -> str:
+def render(report: dict[str, Any], series: dict[str, list[list[float]]], strip: Strip | None) -> str:
     """The report as one HTML page that asks for nothing from elsewhere. Every value is escaped."""
     environment = Environment(
         loader=PackageLoader("worker.adaptation"),
@@ -121,7 +135,18 @@ def render(report: dict[str, Any], series: dict[str, list[list[float]]]) -> str:
     environment.filters["figure"] = figure
     environment.filters["share"] = lambda value: f"{100 * value:.1f} %"
     charts = [chart(name, points) for name, points in series.items() if not name.startswith("evaluation/") and len(points) > 1]
-    return environment.get_template("report.html").render(report=report, charts=charts, models=MODELS, verdicts=VERDICTS)
+    pictures = zip(strip.rows, strip.data_uris(), strict=True) if strip is not None else ()
+    return environment.get_template("report.html").render(
+        report=report, charts=charts, models=MODELS, verdicts=VERDICTS, pictures=by_kind(pictures), kinds=PICTURES
+    )
+
+
+def by_kind(pictures: Iterable[tuple[dict[str, Any], dict[str, str]]]) -> dict[str, list[tuple[dict[str, Any], dict[str, str]]]]:
+    """Rows of the picture strip with the addresses of their tiles, by kind, in the order in which they came."""
+    found: dict[str, list[tuple[dict[str, Any], dict[str, str]]]] = {}
+    for row, tiles in pictures:
+        found.setdefault(row["kind"], []).append((row, tiles))
+    return found
 
 
 def figure(value: float | None) -> str:

@@ -20,7 +20,7 @@ from app import layouts
 from app.errors import Problem
 from app.references import Disk, shown
 from app.spec import WITHOUT_PAIRS, AdaptationSpec
-from worker.adaptation import artifacts, assessment, checkpoint, data, device, export, parallel, report, source_model
+from worker.adaptation import artifacts, assessment, checkpoint, data, device, export, parallel, pictures, report, source_model
 from worker.adaptation.device import Precision
 from worker.adaptation.ensemble import Ensemble
 from worker.adaptation.events import Logged, Result, Started, Warned
@@ -108,13 +108,16 @@ def run(
     labelled = None
     if spec.data.evaluation is not None:
         labelled = data.read_evaluation(placed.data, classes, input, target, cache, journal, roots)
-    found = assessment.assess(job, adapted, labelled)
+    assessed = assessment.assess(job, adapted, labelled)
+    strip = pictures.gather(job, adapted, assessed.changed, labelled)
 
     journal.begin("publishing", trained)
     aside = artifacts.begin(folder)
     outputs = export.make(job, adapted, aside)
-    document = report.build(job, found, outputs, versions())
-    return artifacts.publish(job, adapted, aside, document, report.render(document, job.series))
+    if strip is not None:
+        (aside / pictures.SPRITE).write_bytes(strip.sprite())
+    document = report.build(job, assessed.figures, outputs, strip, versions())
+    return artifacts.publish(job, adapted, aside, document, report.render(document, job.series, strip))
 
 
 def _weights(spec: AdaptationSpec) -> list[Path]:
