@@ -9,7 +9,7 @@ WORKERS ?= 2
 FAULTS ?= 200
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test browser chaos lint serve worker migrate stack lock clean
+.PHONY: help demo test browser chaos docs lint serve worker migrate stack lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -36,6 +36,10 @@ chaos: $(READY)  ## Break a running service at random instants, and count what c
 	$(BIN)/python -m tests.chaos --faults $(FAULTS) $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.chaos --servers --faults $(FAULTS) $(if $(SEED),--seed $(SEED))
 
+docs: $(READY)  ## Make a site of the docs in build/site; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -n -q -c docs . build/site
+	@echo "build/site/index.html"
+
 serve: migrate  ## Run the front end (HOST, PORT; MODALBRIDGE_DATA_ROOTS=/folder:/another)
 	$(BIN)/uvicorn --factory app.main:create_app --host $(HOST) --port $(PORT) --timeout-graceful-shutdown 20
 
@@ -54,5 +58,5 @@ lock: $(READY)  ## Write the versions at hand into constraints.txt
 	@{ head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | grep -viE '^(pip|setuptools|wheel|modalbridge|cuda|nvidia-[^m]|triton)'; } > constraints.new
 	@mv constraints.new constraints.txt
 
-clean:  ## Remove the environment and what the service and the demo have stored here
-	rm -rf $(VENV) var
+clean:  ## Remove the environment, the site, and what the service and the demo have stored here
+	rm -rf $(VENV) var build

@@ -112,6 +112,11 @@ def _describe_bodies(app: FastAPI) -> None:
         if app.openapi_schema is None:
             document = generate()
             known = document.setdefault("components", {}).setdefault("schemas", {})
+            for unlike in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, which problems.install has replaced
+                known.pop(unlike, None)
+            for operation in (one for verbs in document["paths"].values() for one in verbs.values()):
+                if "application/json" in operation["responses"].get("422", {}).get("content", {}):
+                    operation["responses"]["422"] = problems.documented("invalid_request")[422]
             for model in (JobRequest, DatasetDescription, WebhookRequest, problems.ProblemDocument):
                 schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
                 for name, part in {**schema.pop("$defs", {}), model.__name__: schema}.items():

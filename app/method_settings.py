@@ -60,6 +60,7 @@ class BridgingSettings(Strict):
     steps: int = Field(600, ge=1, le=1_000_000)
     """At most this many; counted in steps, since a few hundred pairs make an epoch of nine."""
     batch_size: int = Field(32, ge=2, le=4096)
+    """Of pairs, and as many target images."""
     lr: float = Field(1e-3, gt=0, le=10)
     """Of Adam, decayed as (1 + 10 p)^-0.75, p the progress in [0, 1]."""
     ema: float = Field(0.98, ge=0, lt=1)
@@ -71,6 +72,7 @@ class BridgingSettings(Strict):
     held_out: float = Field(0.15, gt=0, le=0.5)
     """Share of the pairs, as one contiguous block, that is never trained on: early stopping and the report use it."""
     validate_every: int = Field(25, ge=1)
+    """Steps between two looks at the held-out pairs."""
     patience: int = Field(8, ge=0)
     """Stop after this many validations without a better one; 0: never stop early."""
 
@@ -91,6 +93,7 @@ class TransferSettings(Strict):
     momentum: float = Field(0.9, ge=0, lt=1)
     """Of sgd."""
     weight_decay: float = Field(1e-3, ge=0, le=1)
+    """Of the optimiser. Default: SOCKET's."""
     batch_norm: Literal["frozen", "batch"] = "frozen"
     """frozen: f_t normalises by the running statistics of the source model, in training as it will in use; batch: by those
     of the batch, and learns running statistics of its own."""
@@ -128,8 +131,11 @@ class Settings(Strict):
     """Where the settings that are not given come from. paper: the paper's method and nothing more; socket: what SOCKET
     published, which is what shot, socket and socket_tgmb take unless another preset is named."""
     weights: LossWeights = LossWeights()
+    """Of the losses of both stages."""
     bridging: BridgingSettings = BridgingSettings()
+    """Of stage 1."""
     transfer: TransferSettings = TransferSettings()
+    """Of stage 2."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: the faster of the two on the device at hand, measured on the source model."""
 

@@ -61,6 +61,7 @@ class SourceModelDescription(Strict):
     classes: tuple[ClassName, ...] = Field(min_length=2, max_length=10_000)
     """The class names in the order of the model's outputs."""
     input: InputSpec = InputSpec()
+    """What it was fed at its evaluation."""
 
     @model_validator(mode="after")
     def _classes_differ(self) -> SourceModelDescription:
@@ -86,6 +87,7 @@ class SourceModelId(Strict):
     """A source model that the service already holds."""
 
     id: str = Field(pattern=r"^model_[0-9a-z]{1,60}$")
+    """As the upload answered it: `model_...`."""
 
 
 class SourceModelFile(SourceModelDescription):
@@ -102,7 +104,9 @@ class Scaling(Strict):
     """auto: 8 bit by 255; 16-bit depth as millimetres if nothing exceeds 20 m, else by 65535; 16-bit infrared by the
     1st and 99th percentile. full_range: by 255 or 65535. millimetres: by `high`, 10 m unless given. range: `low` to `high`."""
     low: float | None = Field(None, ge=0)
+    """Of kind range and millimetres: the raw value that becomes 0."""
     high: float | None = Field(None, gt=0)
+    """The raw value that becomes 1."""
     no_reading: int | None = Field(None, ge=0, le=65535)
     """The raw value that means "nothing was measured"; such pixels are filled from their neighbours.
     Default: 0 for depth, none for infrared."""
@@ -118,6 +122,8 @@ class Scaling(Strict):
 
 class DataReference(Strict):
     uri: str = Field(min_length=1, max_length=4096)
+    """`file://` below an opened folder, `dataset://` and the id of an uploaded archive, `s3://` and an opened bucket, or `https://` and an
+    archive on an opened host."""
     sensor: Sensor | None = None
     """Of layout sunrgbd: the camera whose images are meant. Default: all four."""
     depth_folder: FolderName | None = None
@@ -132,13 +138,16 @@ class ImagesReference(DataReference):
     unpacked data set, of which the target images of the model's classes are taken."""
 
     layout: Literal["folder", "list", "webdataset"] | DataSet = "folder"
+    """How the images lie there."""
 
 
 class TargetReference(ImagesReference):
     """Unlabelled task-relevant images of the new sensor, x_tr_t."""
 
     modality: Modality = "depth"
+    """What the sensor measures."""
     scaling: Scaling = Scaling()
+    """Of its raw values."""
 
 
 class PairsReference(DataReference):
@@ -150,12 +159,16 @@ class PairsReference(DataReference):
     layout: Literal["pairs", "webdataset"] | DataSet = "pairs"
     """webdataset: samples of `key.<source>.png` and `key.<target>.png`. sunrgbd, diml, nirscene: the unpacked data set, of which the pairs outside the model's classes are taken."""
     source: FolderName = "rgb"
+    """Of layout pairs and webdataset: the name of the RGB images' folder, column or ending."""
     target: FolderName = "depth"
+    """The same of the new sensor's images."""
     scaling: Scaling = Scaling()
+    """Of the new sensor's raw values in the pairs."""
 
 
 class DataSpec(Strict):
     target: TargetReference
+    """What is adapted to."""
     pairs: PairsReference | None = None
     """Needed by every method but source_only and shot."""
     evaluation: ImagesReference | None = None
@@ -203,21 +216,30 @@ class Adaptation(Strict):
     """What a request and an engine run have in common."""
 
     name: str | None = Field(None, max_length=200)
+    """For people: lists and reports show it."""
     labels: dict[
         Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,63}$")], Annotated[str, StringConstraints(max_length=255)]
     ] = Field(default_factory=dict, max_length=32)
+    """Lists are narrowed down by them."""
     priority: int = Field(0, ge=-100, le=100)
     """Of the queued jobs of one tenant, or of one value of the label that the service's `queue_label` names, those of higher priority
     are taken first. Between tenants, or between such values, it decides nothing: they take turns."""
     data: DataSpec
+    """Where the images lie. Nothing of them is sent along."""
     method: Method = "tgmb_tgkt"
+    """tgmb_tgkt: translator and target model; tgmb: the translator alone; source_only: the source model as it is; shot, socket,
+    socket_tgmb: what others published, to compare with."""
     settings: Settings = Settings()
+    """Of the method."""
     seed: int = Field(0, ge=0, lt=2**32)
+    """Order, crops and initial weights follow from it: the same request with the same seed gives, on one CPU, the same weights."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where the worker has one. cuda: only a worker with a GPU takes the job."""
     outputs: tuple[Annotated[Format, BeforeValidator(_known_format)], ...] = Field(("safetensors",), max_length=16)
     """What the adapted model is published as; safetensors always is. torch_export: model.pt2, a program that torch alone loads; onnx:
     model.onnx. One that cannot be made, or does not answer as the adapted model does, is left out with a warning."""
     export: Export = Export()
+    """Of the outputs torch_export and onnx."""
     pictures: int = Field(6, ge=0, le=16)
     """How many target images the report and the dashboard show, with their translations and the models' answers; and half as many of
     the evaluation set and of the held-out pairs. They are published with the job, as pictures.webp and within report.html; 0: none."""

@@ -97,6 +97,12 @@ def test_every_test_that_is_named_exists(page: Path) -> None:
 
 
 @each_page
+def test_every_shell_block_is_shell(page: Path) -> None:
+    for block in blocks(page, "sh"):
+        subprocess.run(["bash", "-n"], input=block, text=True, check=True)
+
+
+@each_page
 def test_every_python_block_is_python(page: Path) -> None:
     for block in blocks(page, "python"):
         compile(block, str(page), "exec")

@@ -34,6 +34,7 @@ from modalbridge.errors import (
 )
 from modalbridge.requests import (
     Data,
+    Export,
     Images,
     Input,
     JobRequest,
@@ -50,7 +51,7 @@ from modalbridge.wire import VERSION
 __version__ = VERSION
 __all__ = [
     "Artifact", "AsyncClient", "AsyncDatasets", "AsyncJob", "AsyncJobs", "AsyncSourceModels", "Client", "Conflict", "ConnectionFailed", "Data",
-    "Dataset", "DatasetInUse", "Datasets", "DigestMismatch", "Event", "Health", "IdempotencyConflict", "Images", "Input", "Internal", "Invalid", "InvalidArchive", "InvalidReference",
+    "Dataset", "DatasetInUse", "Datasets", "DigestMismatch", "Event", "Export", "Health", "IdempotencyConflict", "Images", "Input", "Internal", "Invalid", "InvalidArchive", "InvalidReference",
     "InvalidSourceModel", "Job", "JobActive", "JobCancelled", "JobEnded", "JobFailed", "JobFinished", "JobNotSucceeded",
     "JobRequest", "JobState", "Jobs", "MetricPoint", "ModalBridgeError", "NotFound", "NotReady", "NotRetryable", "Pairs", "ProblemError",
     "Progress", "Retries", "Scaling", "ServiceFault", "SourceModel", "SourceModelDescription", "SourceModelInUse", "SourceModels",

@@ -22,12 +22,13 @@ from modalbridge.steps import Answer, Emit, Open, Read, Run, Send, Sleep, Steps,
 
 
 class AsyncClient:
-    """Client, for asyncio.
+    """Client, for asyncio: the calls are the same, to be awaited, and what they list or stream is
+    for `async for`::
 
-    async with AsyncClient("http://127.0.0.1:8000") as client:
-        job = await client.jobs.submit(request, source_model=Path("rgb.safetensors"))
-        job = await job.wait()
-        await job.download(path="adapted.safetensors")
+        async with AsyncClient("http://127.0.0.1:8000") as client:
+            job = await client.jobs.submit(request, source_model=Path("rgb.safetensors"))
+            job = await job.wait()
+            await job.download(path="adapted.safetensors")
     """
 
     def __init__(

@@ -22,7 +22,7 @@ from modalbridge.steps import Answer, Emit, Open, Read, Run, Send, Sleep, Steps,
 
 class Client:
     """Of the service at base_url. timeout: seconds for a connection, and for each piece of an answer. headers: sent with every
-    request, such as what a proxy in front of the service asks for.
+    request, such as what a proxy in front of the service asks for::
 
         with Client("http://127.0.0.1:8000") as client:
             job = client.jobs.submit(request, source_model=Path("rgb.safetensors")).wait()

@@ -1,4 +1,4 @@
-"""docs/client.md, from the first command to the last line: against a real front end, with a real worker and real jobs."""
+"""docs/client.md, from the first command to the last line, and the quickstart's program: against a real front end, with a real worker and real jobs."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from tests.worker.embedded import Embedded, wait_for
 __all__ = ["embedded", "environment", "new_database_url", "small_data"]
 
 PAGE = (CLIENT.parent / "docs/client.md").read_text(encoding="utf-8")
+QUICKSTART = (CLIENT.parent / "docs/quickstart.md").read_text(encoding="utf-8")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SCALING = {"kind": "millimetres", "high": 5000}
 SETTINGS = {
@@ -92,6 +93,15 @@ def test_the_page_holds_from_the_first_command_to_the_last_line(
     ours = embedded.published(first.id)
     assert (folder / "adapted-in-python.safetensors").read_bytes() == ours["model.safetensors"]
     assert json.loads((folder / "model.json").read_text())["classes"] == list(CLASSES)
+
+    request = yaml.safe_load((folder / "job.yaml").read_text()) | {"method": "source_only", "name": "by httpx alone"}
+    (folder / "job.json").write_text(json.dumps(request))
+    (program,) = (body for kind, body in FENCE.findall(QUICKSTART) if kind == "python" and 'post("/jobs"' in body)
+    exec(compile(as_here(program, url, embedded), "docs/quickstart.md", "exec"), {"__name__": "page"})
+    with Client(url) as client:
+        last = next(iter(client.jobs.list()))
+    assert last.name == "by httpx alone" and last.verdict in capsys.readouterr().out
+    assert (folder / "adapted.safetensors").read_bytes() == embedded.published(last.id)["model.safetensors"]
 
 
 def as_here(block: str, url: str, embedded: Embedded) -> str:

@@ -77,6 +77,12 @@ def test_every_problem_example_is_of_the_table_and_fits_its_schema(document: dic
     assert seen >= {"unknown_field", "unsafe_pickle", "reference_outside_roots", "storage_full", "not_found"}
 
 
+def test_every_refusal_is_a_problem_document(document: dict[str, Any]) -> None:
+    for name, operation in _operations(document):
+        for status, response in operation["responses"].items():
+            assert status < "400" or response["content"].keys() == {"application/problem+json"}, f"{name}: {status}"
+
+
 def test_real_answers_fit_their_schemas(service: Service) -> None:
     document = service.client.get("/openapi.json").json()
     problem = service.client.get("/jobs/job_nothing").json()
