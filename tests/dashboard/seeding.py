@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from app.artifacts.table import Artifact
+from app.blobs import LocalBlobs
 from app.errors import Problem
 from app.jobs import events, lifecycle
 from app.jobs.lifecycle import Claim
@@ -199,3 +201,13 @@ def status(service: Service, job_id: str) -> str:
         job = session.get(Job, job_id)
         assert job is not None
         return job.status
+
+
+def artifact(folder: Path, name: str, document: Any, **changes: Any) -> tuple[LocalBlobs, Artifact]:
+    """A published file, of a document or of bytes as they are, and the store that it lies in."""
+    content = document if isinstance(document, bytes) else json.dumps(document).encode()
+    (folder / "given").write_bytes(content)
+    blobs = LocalBlobs(folder / "blobs")
+    blobs.prepare()
+    blobs.put(folder / "given", f"jobs/{name}")
+    return blobs, Artifact(**{"name": name, "size": len(content), "blob_key": f"jobs/{name}"} | changes)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from app.artifacts.table import Artifact
-from app.blobs import LocalBlobs
 from app.dashboard import form, pictures, published
 from app.spec import JobRequest
 from tests.conftest import Service
@@ -20,13 +19,8 @@ SPRITE = Artifact(name="pictures.webp")
 
 
 def told(folder: Path, document: Any, *others: Artifact, **changes: Any) -> pictures.Strip | str:
-    content = document if isinstance(document, bytes) else json.dumps(document).encode()
-    (folder / "given").write_bytes(content)
-    blobs = LocalBlobs(folder / "blobs")
-    blobs.prepare()
-    blobs.put(folder / "given", "jobs/pictures.json")
-    artifact = {"name": "pictures.json", "size": len(content), "blob_key": "jobs/pictures.json"} | changes
-    return pictures.of_job(blobs, [Artifact(**artifact), *others], 6)
+    blobs, artifact = seeding.artifact(folder, "pictures.json", document, **changes)
+    return pictures.of_job(blobs, [artifact, *others], 6)
 
 
 def altered(**changes: Any) -> dict[str, Any]:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from app.artifacts.table import Artifact
 from app.blobs import LocalBlobs
 from app.dashboard import published, report, results
 from tests.dashboard import seeding
 
 
 def told(folder: Path, document: Any, **changes: Any) -> report.ByClass | str | None:
-    content = document if isinstance(document, bytes) else json.dumps(document).encode()
-    (folder / "given").write_bytes(content)
-    blobs = LocalBlobs(folder / "blobs")
-    blobs.prepare()
-    blobs.put(folder / "given", "jobs/report.json")
-    artifact = {"name": "report.json", "size": len(content), "blob_key": "jobs/report.json"} | changes
-    return report.by_class(blobs, [Artifact(**artifact)])
+    blobs, artifact = seeding.artifact(folder, "report.json", document, **changes)
+    return report.by_class(blobs, [artifact])
 
 
 def test_each_class_is_told_before_and_after(tmp_path: Path) -> None:
