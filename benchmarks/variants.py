@@ -19,11 +19,13 @@ WITH_IM = {"weights": {"im": 0.1}}
 
 @dataclass(frozen=True)
 class Variant:
-    """also: further rows that the run gives, variant -> the model of its report."""
+    """also: further rows that the run gives, variant -> the model of its report. together: with the source models of the other
+    seeds beside its own."""
 
     method: str
     settings: dict[str, Any] = field(default_factory=dict)
     also: dict[str, str] = field(default_factory=dict)
+    together: bool = False
 
 
 COMPARE: dict[str, Variant] = {
@@ -45,6 +47,14 @@ SOCKET_GRID: dict[str, Variant] = {
     ),
 }
 """Around SOCKET's published settings, which are `socket` itself: a longer step, and what this project trains its own method by."""
+
+TOGETHER: dict[str, Variant] = {
+    "source_only, all sources": Variant("source_only", together=True),
+    "socket, all sources": Variant("socket", together=True),
+    "tgmb_tgkt, all sources": Variant(DEFAULT, together=True),
+    "tgmb_tgkt, all sources, mixing learned": Variant(DEFAULT, {"transfer": {"mixing": "learned"}}, together=True),
+}
+"""The source models of all seeds in one job. A row's seeds share them, and differ in the job's own seed alone."""
 
 
 def _each_off(names: tuple[str, ...], settings: dict[str, Any], prefix: str) -> dict[str, Variant]:

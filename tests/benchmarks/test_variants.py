@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.method_settings import LossWeights, Settings
-from benchmarks.variants import ABLATE, BRIDGING, COMPARE, DEFAULT, SOCKET_GRID
+from benchmarks.variants import ABLATE, BRIDGING, COMPARE, DEFAULT, SOCKET_GRID, TOGETHER
 
 
 def flat(settings: dict) -> dict:
@@ -52,6 +52,13 @@ def test_the_rows_of_stage_1_are_what_they_say():
     assert changed("tgmb, L_BN alone", "tgmb") == {f"weights.{name}": 0.0 for name in ("rec", "rec_f", "d")}
     assert changed("tgmb, with im", "tgmb") == {"weights.im": 0.1}
     assert changed("tgmb, last weights", "tgmb") == {"bridging.ema": 0.0}
+
+
+def test_the_rows_of_several_sources_are_the_methods_themselves():
+    for name, variant in TOGETHER.items():
+        method, _, _ = name.partition(",")
+        assert variant.together and variant.method == COMPARE[method].method
+        assert variant.settings == ({"transfer": {"mixing": "learned"}} if "learned" in name else {})
 
 
 def test_no_two_rows_are_the_same():
