@@ -21,7 +21,8 @@ from benchmarks.variants import ABLATE, BRIDGING, COMPARE, DEFAULT, SOCKET_GRID,
 Rows = dict[str, dict[int, Line]]
 """Variant -> seed -> line."""
 BEST = "socket, best of grid"
-BASELINES = ("source_only", "shot", "socket", BEST, "socket_tgmb", "tgmb")
+BASELINES = ("source_only", "shot", "socket", BEST, "socket_tgmb", "tgmb", "with im")
+"""`with im` is a row of docs/results-without-im.jsonl alone."""
 ORDER = [*COMPARE, *SOCKET_GRID, BEST, *TOGETHER, *ABLATE, *BRIDGING]
 BEGIN, END = "<!-- table -->", "<!-- /table -->"
 NOTES = f"""\

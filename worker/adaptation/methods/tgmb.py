@@ -1,5 +1,5 @@
 """Stage 1, TGMB: L_TGMB = L_rec + a_d L_D + a_im L_IM trains the translator T; the source model is frozen (arXiv 2401.05014).
-By default L_rec_f and L_BN come to it, and a_im is 0.
+By default L_rec_f and L_BN come to it.
 
 As a method of its own it is this stage alone: the source model applied to T(x).
 """
