@@ -1,7 +1,7 @@
 """python -I -m worker.sandbox --parent PID --data-bytes N --file-bytes N --open-files N -- ENGINE-ARGUMENTS
 
 What the kernel must know of a job's process before torch is imported: it dies with its supervisor, it has limits, it has
-no network. Then the engine runs in this very process. Standard library alone, and one thread: a user namespace can be
+no network. Then the engine runs in this very process. Standard library alone (printing.py is, too), and one thread: a user namespace can be
 entered in no other way.
 """
 
@@ -18,6 +18,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from worker.adaptation.printing import spilling
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 4, 38
@@ -49,6 +51,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--open-files", type=int, required=True)
     parser.add_argument("engine", nargs=argparse.REMAINDER)
     given = parser.parse_args(arguments)
+    sys.stderr = spilling(2)
 
     die_with(given.parent)
     os.umask(0o077)
