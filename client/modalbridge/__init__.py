@@ -24,6 +24,7 @@ from modalbridge.errors import (
     NotReady,
     NotRetryable,
     ProblemError,
+    QuotaExceeded,
     ServiceFault,
     SourceModelInUse,
     StorageFull,
@@ -55,6 +56,6 @@ __all__ = [
     "Dataset", "DatasetInUse", "Datasets", "DigestMismatch", "Event", "Export", "Health", "IdempotencyConflict", "Images", "Input", "Internal", "Invalid", "InvalidArchive", "InvalidReference",
     "InvalidSourceModel", "Job", "JobActive", "JobCancelled", "JobEnded", "JobFailed", "JobFinished", "JobNotSucceeded",
     "JobRequest", "JobState", "Jobs", "MetricPoint", "ModalBridgeError", "NotFound", "NotReady", "NotRetryable", "Pairs", "ProblemError",
-    "Progress", "Retries", "Scaling", "ServiceFault", "SourceModel", "SourceModelDescription", "SourceModelInUse", "SourceModels",
+    "Progress", "QuotaExceeded", "Retries", "Scaling", "ServiceFault", "SourceModel", "SourceModelDescription", "SourceModelInUse", "SourceModels",
     "StorageFull", "StoredSourceModel", "Target", "Timeout", "TooManyWebhooks", "Unavailable", "UnexpectedAnswer", "WebhookGone", "__version__",
 ]  # fmt: skip
