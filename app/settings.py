@@ -69,6 +69,8 @@ class Settings(BaseSettings):
     """A worker that has not renewed for this long has lost its job. Renewed every third of it."""
     max_lost_attempts: int = Field(3, ge=1)
     """A job whose worker or process vanished this often ends as failed."""
+    min_free_bytes: int = Field(256 * 2**20, ge=0)
+    """A worker takes no job while less than this is free where its scratch lies."""
     lost_backoff_s: float = Field(10, ge=0)
     """A lost attempt is followed by the next after this long, the next but one after twice as long, and so on."""
     housekeeping_s: float = Field(5, gt=0)

@@ -109,6 +109,7 @@ def sweep(worker: WorkerProcess) -> None:
         remove_work_folders,
         tidy_cache,
         remove_abandoned_uploads,
+        remove_half_written_messages,
         remove_orphaned_blobs,
         remove_silent_rows,
         webhooks.forget_deliveries,
@@ -258,6 +259,10 @@ def remove_old_jobs(worker: WorkerProcess) -> None:
 
 def remove_abandoned_uploads(worker: WorkerProcess) -> None:
     worker.blobs.clear_aside(ABANDONED_S)
+
+
+def remove_half_written_messages(worker: WorkerProcess) -> None:
+    broker.clear_half_written(worker.settings, ABANDONED_S)
 
 
 def remove_orphaned_blobs(worker: WorkerProcess) -> None:

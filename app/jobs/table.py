@@ -20,8 +20,10 @@ class Job(Base):
         sa.CheckConstraint("(status in ('running', 'cancelling')) = (lease_expires_at is not null)", name="lease"),
         sa.Index("ix_jobs_list", "tenant_id", "id"),
         sa.Index("ix_jobs_list_by_status", "tenant_id", "status", "id"),
-        sa.Index("ix_jobs_claim", "status", "queued_at", "id"),
+        sa.Index("ix_jobs_claim", "status", "needs_cuda", "queued_at", "id"),
         sa.Index("ix_jobs_turns", "status", "share", "rank", "queued_at", "id"),
+        # Of a worker without a CUDA device: for it the first by the other one may be behind any number that are not for it.
+        sa.Index("ix_jobs_turns_by_device", "status", "share", "needs_cuda", "rank", "queued_at", "id"),
         sa.Index("ix_jobs_source_model", "source_model_id"),
     )
 

@@ -32,6 +32,7 @@ from modalbridge.errors import (
     TooManyWebhooks,
     Unavailable,
     UnexpectedAnswer,
+    WebhookGone,
 )
 from modalbridge.requests import (
     Data,
@@ -56,5 +57,5 @@ __all__ = [
     "InvalidSourceModel", "Job", "JobActive", "JobCancelled", "JobEnded", "JobFailed", "JobFinished", "JobNotSucceeded",
     "JobRequest", "JobState", "Jobs", "MetricPoint", "ModalBridgeError", "NotFound", "NotReady", "NotRetryable", "Pairs", "ProblemError",
     "Progress", "QuotaExceeded", "Retries", "Scaling", "ServiceFault", "SourceModel", "SourceModelDescription", "SourceModelInUse", "SourceModels",
-    "StorageFull", "StoredSourceModel", "Target", "Timeout", "TooManyWebhooks", "Unavailable", "UnexpectedAnswer", "__version__",
+    "StorageFull", "StoredSourceModel", "Target", "Timeout", "TooManyWebhooks", "Unavailable", "UnexpectedAnswer", "WebhookGone", "__version__",
 ]  # fmt: skip

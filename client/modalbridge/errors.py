@@ -16,7 +16,7 @@ ModalBridgeError
     ├── NotFound            404: no such job, source model, dataset, artifact or address
     ├── Conflict            409: the state of things does not allow it
     │   ├── IdempotencyConflict, JobActive, JobFinished, JobNotSucceeded, NotRetryable, SourceModelInUse,
-    │   │   DatasetInUse, TooManyWebhooks
+    │   │   DatasetInUse, TooManyWebhooks, WebhookGone
     └── ServiceFault        5xx: the request may be right, the service could not
         ├── NotReady, Unavailable, StorageFull, QuotaExceeded, Internal
 
@@ -130,6 +130,10 @@ class TooManyWebhooks(Conflict):
     """One that is no longer needed must be deleted first."""
 
 
+class WebhookGone(Conflict):
+    """Its address answered 410, and nothing is sent to it any more."""
+
+
 class ServiceFault(ProblemError):
     """The request may be right; the service could not."""
 
@@ -184,6 +188,7 @@ BY_CODE: dict[str, type[ProblemError]] = {
     "source_model_in_use": SourceModelInUse,
     "dataset_in_use": DatasetInUse,
     "too_many_webhooks": TooManyWebhooks,
+    "webhook_gone": WebhookGone,
     "storage_full": StorageFull,
     "quota_exceeded": QuotaExceeded,
     "not_ready": NotReady,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -85,6 +85,10 @@ def log_of(db: Database, webhook: Webhook) -> list[Delivery]:
     with db.read() as session:
         query = sa.select(Delivery).where(Delivery.webhook_id == webhook.id).order_by(Delivery.id)
         return list(session.scalars(query))
+
+
+def message_to(url: str) -> webhooks.Message:
+    return webhooks.Message("msg_1", "webhook_1", url, "{}", "whsec_" + "A" * 44, 1, datetime.now(UTC))
 
 
 def make_due(db: Database) -> None:
@@ -187,7 +191,10 @@ def test_a_receiver_that_is_gone_is_left_in_peace(embedded_both: Embedded, worke
         cancelled(embedded_both)
         webhooks.deliver(worker)
         cancelled(embedded_both)
+        with pytest.raises(Problem, match="nothing is sent to it since") as raised:
+            webhook_service.test(worker.db, EMBEDDED_TENANT, webhook.id)
         webhooks.deliver(worker)
+    assert raised.value.code == "webhook_gone"
     assert len(at.got) == 1
     assert webhook_service.read(worker.db, EMBEDDED_TENANT, webhook.id).gone_at is not None
     assert [logged.status for logged in log_of(worker.db, webhook)] == ["failed"]
@@ -208,7 +215,7 @@ def test_a_name_that_leads_elsewhere_by_now_is_not_followed(embedded_both: Embed
     with receiver(200) as at:
         port = at.url.split(":")[2].split("/")[0]
         send = webhooks.sender((), CheckedBackend((), resolve=lambda host, port: ["127.0.0.1"]))
-        message = webhooks.Message("msg_1", "webhook_1", f"http://rebound.example:{port}/hook", "{}", "whsec_" + "A" * 44, 1)
+        message = message_to(f"http://rebound.example:{port}/hook")
         answer = send(message)
     assert at.got == []
     assert answer.status is None and "127.0.0.1" in answer.error
@@ -301,7 +308,7 @@ def test_an_answer_that_trickles_in_has_no_more_time_than_another(monkeypatch: p
         thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         began = time.monotonic()
-        answer = webhooks.sender(("127.0.0.1",))(webhooks.Message("msg_1", "webhook_1", url, "{}", "whsec_" + "A" * 44, 1))
+        answer = webhooks.sender(("127.0.0.1",))(message_to(url))
         took = time.monotonic() - began
         thread.join()
     assert answer.status is None and "Timeout" in answer.error
