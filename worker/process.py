@@ -41,9 +41,12 @@ class WorkerProcess:
         self.metrics.silent.set_function(lambda: 0.0 if self.job_id else time.monotonic() - self.heard_at)
 
     def free_bytes(self) -> int:
-        """Where the scratch of its jobs lies."""
+        """Where the scratch of its jobs lies; 0 where nobody can tell."""
         folder = self.settings.work_dir
-        return shutil.disk_usage(folder if folder.is_dir() else folder.parent).free
+        try:
+            return shutil.disk_usage(folder if folder.is_dir() else folder.parent).free
+        except OSError:
+            return 0
 
 
 def open_process(settings: Settings, celery: Celery, takes_cuda: bool) -> WorkerProcess:

@@ -73,7 +73,9 @@ def run(worker: WorkerProcess, claim: Claim) -> Job | None:
         attempt.trace.end(*attempt.meter.end(job), attempt.meter.method)
     if job is None:
         log.warning("the job was lost: nothing of this attempt is kept", job_id=claim.job_id, attempt=claim.attempt)
-    elif job.status in TERMINAL or attempt.meter.lost_by == FULL:
+    elif attempt.meter.lost_by == FULL and job.status not in TERMINAL:
+        workspace.shed(worker.settings.work_dir, claim.job_id, claim.attempt)
+    elif job.status in TERMINAL:
         workspace.remove(worker.settings.work_dir, claim.job_id, claim.attempt)
         if job.status == Status.SUCCEEDED:  # else a client may have it tried again; housekeeping deletes them in a while
             kept_checkpoints.remove(worker.blobs, claim.tenant_id, claim.job_id)

@@ -161,6 +161,8 @@ def test_a_disk_that_fills_up_while_the_process_works_is_told_though_nothing_can
         with meanwhile(fill):
             assert supervisor.run(worker, claim_next(worker)).status == "queued"
         assert "disk is full" in embedded.events(job_id, "state")[-1].message
+        (left,) = (path for path in (embedded.settings.work_dir / job_id).rglob("*") if path.is_file())
+        assert left.name == "checkpoint.pt", "room is made, and the next attempt goes on from where this one was"
         service.cancel(embedded.db, EMBEDDED_TENANT, job_id)
 
 
