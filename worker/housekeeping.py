@@ -111,6 +111,7 @@ def sweep(worker: WorkerProcess) -> None:
         remove_orphaned_blobs,
         remove_silent_rows,
         webhooks.forget_deliveries,
+        exports.forget_deleted,
         exports.remove_scratch,
     ):
         _attempt(part, worker)

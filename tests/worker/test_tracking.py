@@ -82,14 +82,27 @@ def runs(client: MlflowClient, worker: WorkerProcess) -> list[Run]:
     return [] if experiment is None else list(client.search_runs([experiment.experiment_id], run_view_type=ViewType.ALL))
 
 
-def open_exports(worker: WorkerProcess) -> list[MlflowExport]:
+def kept_exports(worker: WorkerProcess) -> list[MlflowExport]:
     with worker.db.read() as session:
         return list(session.scalars(sa.select(MlflowExport)))
+
+
+def open_exports(worker: WorkerProcess) -> list[MlflowExport]:
+    """Those of which there is more to tell."""
+    return [row for row in kept_exports(worker) if row.next_at is not None]
 
 
 def make_due(worker: WorkerProcess) -> None:
     with worker.db.write() as session:
         session.execute(sa.update(MlflowExport).values(next_at=worker.db.now(session)))
+
+
+def unsent(worker: WorkerProcess, job_id: str) -> list[int]:
+    """Steps of the points that the next telling would send."""
+    (row,) = kept_exports(worker)
+    with worker.db.read() as session:
+        told = story.read(session, job_id, after=row.sent_until)
+    return [point.step for point in told.points]
 
 
 def claimed(worker: WorkerProcess, embedded: Embedded, **changes: Any) -> Claim:
@@ -353,6 +366,7 @@ def test_a_job_that_is_tried_again_goes_on_in_its_run(embedded_both: Embedded, w
     exports.tell_mlflow(worker)
     service.retry(worker.db, EMBEDDED_TENANT, claim.job_id)
     again = claim_next(worker)
+    assert unsent(worker, claim.job_id) == [], "they were sent before it failed"
     exports.tell_mlflow(worker)
     (run,) = runs(client, worker)
     assert (run.info.status, run.data.tags["modalbridge.error_code"], run.data.tags["modalbridge.attempt"]) == (
@@ -366,6 +380,36 @@ def test_a_job_that_is_tried_again_goes_on_in_its_run(embedded_both: Embedded, w
     (run,) = runs(client, worker)
     assert run.info.status == "FAILED"
     assert [one.step for one in client.get_metric_history(run.info.run_id, "bridging/L_rec")] == [0, 10]
+
+
+def test_a_job_that_is_tried_again_and_cancelled_while_it_waits_is_cancelled_there_too(
+    embedded_both: Embedded, worker_both: WorkerProcess, client: MlflowClient
+):
+    worker = worker_both
+    claim = claimed(worker, embedded_both)
+    fail(worker, claim)
+    exports.tell_mlflow(worker)
+    (failed,) = runs(client, worker)
+    assert (failed.info.status, [row.run_id for row in kept_exports(worker)]) == ("FAILED", [failed.info.run_id])
+    service.retry(worker.db, EMBEDDED_TENANT, claim.job_id)
+    exports.tell_mlflow(worker)
+    assert runs(client, worker)[0].info.status == "SCHEDULED"
+    service.cancel(worker.db, EMBEDDED_TENANT, claim.job_id)
+    exports.tell_mlflow(worker)
+    (run,) = runs(client, worker)
+    assert (run.info.status, run.data.tags["modalbridge.status"]) == ("KILLED", "cancelled")
+    assert open_exports(worker) == []
+
+
+def test_what_was_told_of_a_job_is_forgotten_after_it(embedded_both: Embedded, worker_both: WorkerProcess, client: MlflowClient):
+    worker = worker_both
+    ended, going, deleted = (claimed(worker, embedded_both) for _ in range(3))
+    for claim in (ended, deleted):
+        fail(worker, claim)
+    exports.tell_mlflow(worker)
+    service.delete(worker.db, worker.blobs, EMBEDDED_TENANT, deleted.job_id)
+    exports.forget_deleted(worker)
+    assert {row.job_id for row in kept_exports(worker)} == {ended.job_id, going.job_id}
 
 
 def test_who_dies_while_telling_makes_no_second_run(embedded_both: Embedded, worker_both: WorkerProcess, client: MlflowClient):
@@ -465,7 +509,7 @@ def test_a_job_that_is_deleted_before_its_end_was_told_is_not_left_running(
     exports.tell_mlflow(worker)
     (run,) = runs(client, worker)
     assert (run.info.status, run.data.tags["modalbridge.status"]) == ("KILLED", "deleted")
-    assert open_exports(worker) == []
+    assert kept_exports(worker) == []
 
 
 def test_a_server_that_has_lost_its_runs_is_told_all_of_it_again(embedded: Embedded, worker: WorkerProcess, client: MlflowClient):
@@ -511,9 +555,11 @@ def test_no_signature_of_a_reference_goes_there(embedded: Embedded):
 
 
 def test_without_the_setting_nothing_is_kept(embedded: Embedded):
-    claimed(worker := embedded.process(), embedded)
+    claim = claimed(worker := embedded.process(), embedded)
+    fail(worker, claim)
+    service.retry(worker.db, EMBEDDED_TENANT, claim.job_id)
     exports.tell_mlflow(worker)
-    assert open_exports(worker) == []
+    assert kept_exports(worker) == []
 
 
 def test_a_worker_without_the_client_says_what_to_install(embedded: Embedded, monkeypatch: pytest.MonkeyPatch):
@@ -529,6 +575,7 @@ def test_a_worker_without_the_client_says_what_to_install(embedded: Embedded, mo
     [
         {"mlflow_tracking_uri": "sqlite:///mlflow.db"},
         {"mlflow_tracking_uri": "http://me:secret@mlflow"},
+        {"mlflow_ui_url": "javascript:alert(1)"},
         {"mlflow_model": "a/b"},
         {"mlflow_model": "{team"},
     ],
