@@ -1,4 +1,5 @@
-"""For the receiver of webhooks: whether a message is from the service, as Standard Webhooks has it (standardwebhooks.com)."""
+"""For the receiver of webhooks: whether a message is from the service, as Standard Webhooks has it (standardwebhooks.com). By hand:
+the package needs httpx, typer and rich, and nothing else."""
 
 from __future__ import annotations
 
