@@ -85,8 +85,10 @@ class Settings(BaseSettings):
     """Jobs that succeeded are deleted, with their artifacts, this long after their end. 0: when a client deletes them."""
     keep_failed_s: float = Field(0, ge=0)
     """The same of jobs that failed or were cancelled."""
+    processes_per_job: int = Field(1, ge=1, le=64)
+    """Processes that a worker has work on each job, each on a GPU of its own where it uses GPUs."""
     child_memory_bytes: int = Field(0, ge=0)
-    """Of a job's process (RLIMIT_DATA). 0: 80 % of the machine's memory."""
+    """Of a job's process (RLIMIT_DATA). 0: 80 % of the machine's memory, shared out among the processes of a job."""
     child_file_bytes: int = Field(256 * 2**30, gt=0)
     """Of one file that a job's process writes (RLIMIT_FSIZE)."""
     checkpoint_s: float = Field(30, gt=0, le=60)

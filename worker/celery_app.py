@@ -44,6 +44,7 @@ def _check(**_: Any) -> None:
         tracing.begin("modalbridge-worker", Telemetry())
         exports.require(settings)
         require_current(process.db)
+        gpus.require(settings.processes_per_job)
         process.blobs.prepare()
         process.blobs.check()
         metrics.serve(process.metrics, settings)

@@ -24,6 +24,13 @@ class Gpus:
         except pynvml.NVMLError as error:
             self.handles, self.why_none = {}, str(error)
 
+    def require(self, processes: int) -> None:
+        """Raises RuntimeError where each process of a job could not have one of its own. A machine without any is asked for none."""
+        if 0 < len(self.handles) < processes:
+            raise RuntimeError(
+                f"MODALBRIDGE_PROCESSES_PER_JOB is {processes}, and this worker sees {len(self.handles)} of the GPUs of which each needs one"
+            )
+
     def describe(self) -> tuple[GaugeMetricFamily, ...]:
         return (
             GaugeMetricFamily("modalbridge_worker_gpu_memory_used_bytes", "Of a GPU, by everyone on it.", labels=["gpu"]),

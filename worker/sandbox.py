@@ -1,7 +1,7 @@
-"""python -I -m worker.sandbox --parent PID --data-bytes N --file-bytes N --open-files N -- ENGINE-ARGUMENTS
+"""python -I -m worker.sandbox --parent PID --data-bytes N --file-bytes N --open-files N [--processes N] -- ENGINE-ARGUMENTS
 
 What the kernel must know of a job's process before torch is imported: it dies with its supervisor, it has limits, it has
-no network. Then the engine runs in this very process. Standard library alone, and one thread: a user namespace can be
+no network. Then the engine runs in this very process, or in as many as it is to have (launcher.py). Standard library alone, and one thread: a user namespace can be
 entered in no other way.
 """
 
@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import fcntl
 import json
 import os
 import resource
 import runpy
 import signal
+import socket
+import struct
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 4, 38
 CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000  # linux/sched.h
+SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1  # linux/sockios.h, linux/if.h
 DENIED = frozenset(
     f"socket.{call}"
     for call in (
@@ -47,6 +52,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--data-bytes", type=int, required=True)
     parser.add_argument("--file-bytes", type=int, required=True)
     parser.add_argument("--open-files", type=int, required=True)
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("engine", nargs=argparse.REMAINDER)
     given = parser.parse_args(arguments)
 
@@ -57,12 +63,19 @@ def main(arguments: Sequence[str]) -> None:
     limit(resource.RLIMIT_FSIZE, given.file_bytes)
     limit(resource.RLIMIT_NOFILE, given.open_files)
     limit(resource.RLIMIT_CORE, 0)
-    if (refused := leave_network()) is not None:
+    several = given.processes > 1
+    if (refused := leave_network(loopback=several)) is not None:
         sys.addaudithook(deny_network)
         warn(
             "network_not_isolated", f"the kernel gives this process no network namespace ({refused}); Python's sockets are denied"
         )
     libc().prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if several and not loopback_is_up():
+        warn("one_process", "one process does the job: the kernel gives it no loopback device by which several could talk")
+    elif several:
+        from worker.launcher import share_out
+
+        share_out(given.processes)
 
     sys.argv = ["worker.adaptation", *given.engine[given.engine[:1] == ["--"] :]]
     runpy.run_module("worker.adaptation", run_name="__main__", alter_sys=True)
@@ -87,9 +100,12 @@ def limit(which: int, most: int) -> None:
     resource.setrlimit(which, (value, value))
 
 
-def leave_network() -> str | None:
-    """Into an empty network namespace: as root by itself, else by way of a user namespace. The kernel's word if it refuses."""
+def leave_network(loopback: bool = False) -> str | None:
+    """Into an empty network namespace: as root by itself, else by way of a user namespace. The kernel's word if it refuses.
+    loopback: its processes may talk to each other there."""
     if libc().unshare(CLONE_NEWNET) == 0:
+        if loopback:
+            raise_loopback()
         return None
     user, group = os.getuid(), os.getgid()
     if libc().unshare(CLONE_NEWUSER | CLONE_NEWNET) != 0:
@@ -98,8 +114,22 @@ def leave_network() -> str | None:
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
     Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+    if loopback:
+        raise_loopback()
     drop_capabilities()
     return None
+
+
+def raise_loopback() -> None:
+    """Where the kernel allows it; loopback_is_up() tells."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking, suppress(PermissionError):
+        fcntl.ioctl(asking, SIOCSIFFLAGS, struct.pack("16sh", b"lo", IFF_UP))
+
+
+def loopback_is_up() -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        _, flags = struct.unpack("16sh", fcntl.ioctl(asking, SIOCGIFFLAGS, struct.pack("16sh", b"lo", 0)))
+    return bool(flags & IFF_UP)
 
 
 def drop_capabilities() -> None:

@@ -8,38 +8,31 @@ for it, and renews its lease.
 from __future__ import annotations
 
 import errno
-import os
 import random
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import sqlalchemy as sa
 import structlog
-from pydantic import ValidationError
 from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
 from sqlalchemy.orm import Session
 
 from app.artifacts.table import Artifact
 from app.blobs import BlobsAwayError
-from app.datasets.table import Dataset
 from app.errors import Problem, few
 from app.jobs import checkpoints as kept_checkpoints
 from app.jobs import lifecycle
 from app.jobs.lifecycle import Claim
 from app.jobs.states import TERMINAL, Status
-from app.jobs.table import FurtherSourceModel, Job, JobDataset
+from app.jobs.table import Job
 from app.references import shown
-from app.remote import Pin
-from app.source_models.table import SourceModel
 from app.spec import AdaptationSpec, DataSpec, Fetched
-from worker import checkpoints, fetching, publication, workspace
-from worker.adaptation.events import Result, Warned
+from worker import checkpoints, fetching, inputs, publication, workspace
+from worker.adaptation.events import Result
 from worker.beside import Call, GaveUpError, NotYetError
 from worker.cache import Cache, Held
 from worker.child import Child
@@ -54,10 +47,6 @@ AWAY = (OperationalError, InterfaceError, TimeoutError)
 TICK_S = 0.5
 SENDING_S = 5.0
 """For a checkpoint that is on its way to the blob store when the attempt is over."""
-OPEN_FILES = 4096
-PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
-"""Of this process's environment, to the child: where things are and how much it may use. No setting of ours is among
-them, so no address or password of the database, the broker or the blob store."""
 log = structlog.get_logger()
 T = TypeVar("T")
 
@@ -119,7 +108,8 @@ class Attempt:
             space.spec.write_text(spec.model_dump_json(), encoding="utf-8")
             self.sender = checkpoints.Sender(self.worker.blobs, self.claim, space)
             self.trace.child_starts()
-            self.child = Child(self._command(space), space.out, self._environment(space), space.stderr)
+            command = inputs.command(self.settings, space, (held.folder for held in self.held.values()))
+            self.child = Child(command, space.out, inputs.environment(space), space.stderr)
             code = self._supervise(self.child)
             stopped = self.lost or self.timed_out or self.asked_at is not None
             for one in (self.meter, self.trace):
@@ -344,31 +334,23 @@ class Attempt:
     # What it is given -----------------------------------------------------------------------------------------------
 
     def _brought(self, space: Workspace) -> AdaptationSpec | None:
-        """The engine's spec, and in the workspace what it needs from the blob store. None: the job was lost meanwhile.
+        """The engine's spec; and in the workspace and the cache what it names. None: the job was lost meanwhile.
         Raises Problem reference_missing, invalid_request, OSError."""
-        request, pins, models, datasets = self._insist(self._asked_for)
-        paths, warnings = self._beside(lambda: self._bring(space, [model.blob_key for model in models]), "fetch")
+        asked = self._insist(lambda session, _now: inputs.asked_for(session, self.claim.job_id))
+        blobs, work_dir = self.worker.blobs, self.settings.work_dir
+        paths, warnings = self._beside(lambda: inputs.from_blobs(blobs, self.claim, asked.models, space, work_dir), "fetch")
         for warning in warnings:
             self.heard.warn(warning)
-        given = [{**model.description, "uri": str(path)} for model, path in zip(models, paths, strict=True)]
-        try:
-            spec = AdaptationSpec.model_validate({**request, "source_model": given[0], "further_source_models": given[1:]})
-        except ValidationError as error:
-            fault = error.errors()[0]
-            pointer = "".join(f"/{part}" for part in fault["loc"])
-            detail = f"this worker cannot read the request, and may be older or newer than the front end: {fault['msg']}"
-            raise Problem("invalid_request", detail, pointer=pointer) from error
-        fetched = self._fetch(spec.data, pins, datasets)
+        spec = inputs.spec(asked, paths)
+        fetched = self._fetch(spec.data, asked)
         return None if self.lost else spec.model_copy(update={"fetched": fetched})
 
-    def _fetch(self, data: DataSpec, pins: list[Pin], datasets: list[Dataset]) -> dict[str, Fetched]:
+    def _fetch(self, data: DataSpec, asked: inputs.Asked) -> dict[str, Fetched]:
         """Holds what the references lead to in the cache until the attempt is over. Raises Problem, OSError."""
         uris = fetching.remote_uris(data)
         if not uris:
             return {}
-        sources = fetching.sources(
-            self.claim.job_id, uris, pins, {one.id: one for one in datasets}, self.worker.blobs, self.settings
-        )
+        sources = fetching.sources(self.claim.job_id, uris, asked.pins, asked.datasets, self.worker.blobs, self.settings)
         cache = Cache(self.settings.cache_folder, self.settings.cache_bytes)
         self.heard.log(f"fetching {few([shown(uri) for uri in sources])}")
         self.held = self._beside(lambda: fetching.fetch(sources, cache, self._going_on), "fetch data")
@@ -381,59 +363,9 @@ class Attempt:
         if time.monotonic() - self.began_at > (limit := self.settings.job_time_limit_s):
             raise Problem("time_limit", f"its data were not fetched within {limit:g} s, the most that an attempt may take")
 
-    def _asked_for(self, session: Session, _now: datetime) -> tuple[dict[str, Any], list[Pin], list[SourceModel], list[Dataset]]:
-        """The request, what its references were pinned by, its source models in their order, and its datasets."""
-        job_id = self.claim.job_id
-        wanted = sa.select(Job.request, Job.pins, Job.source_model_id).where(Job.id == job_id)
-        request, pins, first = session.execute(wanted).one()
-        ordered = sa.select(FurtherSourceModel.source_model_id).where(FurtherSourceModel.job_id == job_id)
-        ids = [first, *session.scalars(ordered.order_by(FurtherSourceModel.place))]
-        rows = {model.id: model for model in session.scalars(sa.select(SourceModel).where(SourceModel.id.in_(ids)))}
-        named = sa.select(JobDataset.dataset_id).where(JobDataset.job_id == job_id)
-        datasets = list(session.scalars(sa.select(Dataset).where(Dataset.id.in_(named))))
-        return request, [Pin.model_validate(pin) for pin in pins or ()], [rows[id] for id in ids], datasets
-
-    def _bring(self, space: Workspace, keys: list[str]) -> tuple[list[Path], list[Warned]]:
-        blobs = self.worker.blobs
-        try:
-            paths = [blobs.local(key, space.source_model(place)) for place, key in enumerate(keys)]
-        except FileNotFoundError as error:
-            raise Problem("reference_missing", "its file is no longer in the blob store", pointer="/source_model") from error
-        here = workspace.newest_checkpoint(self.settings.work_dir, self.claim.job_id, self.claim.attempt)
-        return paths, checkpoints.fetch(blobs, self.claim, space, newer_than=here)
-
-    def _command(self, space: Workspace) -> list[str]:
-        given = self.settings
-        # Without a root nothing may be read; the engine alone would take no roots for "anywhere".
-        roots = [str(root) for root in (*given.data_roots, *(held.folder for held in self.held.values()))] or [str(space.tmp)]
-        limits = {
-            "--parent": os.getpid(),
-            "--data-bytes": given.child_memory_bytes or int(0.8 * memory_bytes()),
-            "--file-bytes": given.child_file_bytes,
-            "--open-files": OPEN_FILES,
-        }
-        return [
-            *(sys.executable, "-I", "-m", "worker.sandbox"),
-            *(str(part) for limit in limits.items() for part in limit),
-            *("--", str(space.spec), "--out", str(space.out), "--checkpoint-every", str(given.checkpoint_s)),
-            *("--roots", *roots),
-        ]
-
-    def _environment(self, space: Workspace) -> dict[str, str]:
-        passed = {name: value for name in PASSED_ON if (value := os.environ.get(name)) is not None}
-        return {"LANG": "C.UTF-8"} | passed | {"HOME": str(space.folder), "TMPDIR": str(space.tmp)}
-
 
 def signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def memory_bytes() -> int:
-    """Of this machine, or of the control group if that has less."""
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.exists() else "max"
-    return min(machine, int(text)) if text.isdigit() else machine

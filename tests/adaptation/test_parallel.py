@@ -13,9 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from app.spec import AdaptationSpec
 from tests.adaptation.conftest import spec
 from worker.adaptation import parallel
 from worker.adaptation.events import parse
+from worker.adaptation.run import _shareable
 
 UNIT = """
 import torch, torch.distributed as dist
@@ -88,21 +90,24 @@ def test_two_processes_have_the_losses_and_weights_of_one(adapt, data, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("settings", "pointer"),
+    ("changes", "why"),
     [
-        ({"transfer": {"batch_norm": "batch"}}, "/settings/transfer/batch_norm"),
-        ({"bridging": {"translator": "paper"}}, "/settings/bridging/translator"),
-        ({"bridging": {"batch_size": 3}}, "/settings"),
+        ({"settings": {"transfer": {"batch_norm": "batch"}}}, "(transfer.batch_norm)"),
+        ({"settings": {"bridging": {"translator": "paper"}}}, "the paper's translator"),
+        ({"settings": {"bridging": {"batch_size": 3}}}, "batches of 3 images"),
+        ({"method": "shot"}, "(transfer.batch_norm)"),
+        ({"method": "source_only"}, "nothing is trained"),
     ],
 )
-def test_what_two_processes_would_do_otherwise_than_one_is_refused(adapt, monkeypatch, settings, pointer):
-    from app.errors import Problem
-
+def test_what_two_processes_would_do_otherwise_than_one_is_for_one(data, monkeypatch, changes, why):
     monkeypatch.setattr(parallel, "size", lambda: 2)
-    monkeypatch.setattr(parallel, "first_before_others", lambda: __import__("contextlib").nullcontext())
-    with pytest.raises(Problem) as raised:
-        adapt(settings=settings)
-    assert (raised.value.code, raised.value.pointer) == ("invalid_request", pointer)
+    asked = AdaptationSpec.model_validate_json(json.dumps(spec(data, **changes)))
+    assert why in _shareable(asked, range(60), range(27))
+
+
+def test_a_default_job_is_for_two(data, monkeypatch):
+    monkeypatch.setattr(parallel, "size", lambda: 2)
+    assert _shareable(AdaptationSpec.model_validate_json(json.dumps(spec(data))), range(60), range(27)) is None
 
 
 def test_a_process_by_itself_has_everything():

@@ -20,6 +20,15 @@ def test_what_is_not_visible_has_no_series(visible: str):
     assert samples(Gpus(visible)) == {"memory_used_bytes": [], "memory_total_bytes": [], "utilisation_ratio": []}
 
 
+def test_each_process_of_a_job_needs_a_gpu_of_its_own_where_there_are_any():
+    gpus = Gpus("")
+    gpus.require(4)
+    gpus.handles = {"GPU-1": None, "GPU-2": None}
+    gpus.require(2)
+    with pytest.raises(RuntimeError, match="MODALBRIDGE_PROCESSES_PER_JOB is 3, and this worker sees 2"):
+        gpus.require(3)
+
+
 @pytest.mark.gpu
 def test_a_gpu_tells_its_memory_and_how_busy_it_is():
     found = samples(Gpus(None))

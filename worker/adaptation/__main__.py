@@ -1,7 +1,7 @@
 """python -m worker.adaptation SPEC.json --out DIR [--roots DIR ...]
 
 Runs one adaptation. Events go to stdout as JSON lines (events.py) and into DIR/events.jsonl; whatever libraries print goes
-to stderr. By torchrun it runs in several processes, each on a GPU (parallel.py). Exit codes: 0 with a `result` or `stopped`
+to stderr. It may run in several processes, each on a GPU (parallel.py). Exit codes: 0 with a `result` or `stopped`
 event, 1 with a `failed` event. Started again with the same DIR, it goes on where it was.
 """
 
@@ -26,6 +26,9 @@ from worker.adaptation.events import Failed
 from worker.adaptation.journal import Journal
 
 LOCK_WAIT_S = 30.0
+ANOTHER_S = 3.0
+"""Where one of several processes dies, the others' calls to it fail: whoever started them has this long to end them, before they say
+that it was they who failed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.dup2(2, 1)
     given.out.mkdir(parents=True, exist_ok=True)
     if int(os.environ.get("RANK", "0")) > 0:
-        return _assist(given)
+        return _assist(given, descriptor)
     journal = Journal(descriptor, given.out)
     journal.listen()
     try:
@@ -53,28 +56,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         return 1
     except Exception as error:  # noqa: BLE001  every end of the process needs its `failed` event
-        from worker.adaptation.failures import problem_of
-
-        problem = problem_of(error, given.out)
-        if problem is not error:
-            traceback.print_exc()
-        journal(Failed(problem=problem.document()))
+        journal(_failed(error, given.out))
         return 1
     finally:
         journal.close()
     return 0
 
 
-def _assist(given: argparse.Namespace) -> int:
-    """Any process of a job but the first: it works, and says nothing but what went wrong, to stderr."""
+def _assist(given: argparse.Namespace, descriptor: int) -> int:
+    """Any process of a job but the first: it works, and says nothing but what went wrong."""
     with tempfile.TemporaryDirectory() as silent, Path(os.devnull).open("wb") as nobody:
         journal = Journal(nobody.fileno(), Path(silent))
         journal.listen()
-        from worker.adaptation.run import run
+        try:
+            from worker.adaptation.run import run
 
-        run(_read(given.spec), given.out, journal, given.spec.resolve().parent, given.roots, given.checkpoint_every)
-        journal.close()
+            run(_read(given.spec), given.out, journal, given.spec.resolve().parent, given.roots, given.checkpoint_every)
+        except Exception as error:  # noqa: BLE001  as in main
+            os.write(descriptor, _failed(error, given.out).model_dump_json().encode() + b"\n")
+            return 1
+        finally:
+            journal.close()
     return 0
+
+
+def _failed(error: Exception, folder: Path) -> Failed:
+    from worker.adaptation.failures import problem_of
+
+    problem = problem_of(error, folder)
+    if problem is not error:
+        traceback.print_exc()
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            time.sleep(ANOTHER_S)
+    return Failed(problem=problem.document())
 
 
 def _read(path: Path) -> AdaptationSpec:

@@ -1,6 +1,7 @@
 """One job by several processes, each on a GPU of its own:
 
-    torchrun --nproc-per-node N -m worker.adaptation SPEC.json --out DIR
+    MODALBRIDGE_PROCESSES_PER_JOB=N                                         of a worker: launcher.py starts them
+    torchrun --nproc-per-node N -m worker.adaptation SPEC.json --out DIR    by hand
 
 Every process makes its share of each batch, and everything that a loss sees is gathered, gradients and all. So a loss is that of the
 whole batch, in every process the same, and so are the weights after a step: L_IM, L_BN and the ratios are no means over images, and
@@ -27,9 +28,11 @@ PATIENCE = timedelta(hours=2)
 
 
 def start(device: torch.device) -> None:
-    """Joins the group that torchrun's environment names, if any."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    """Joins the group that the environment names, if any: as torchrun has it, or by a file to meet at (MODALBRIDGE_GROUP)."""
+    if (several := int(os.environ.get("WORLD_SIZE", "1"))) > 1 and not dist.is_initialized():
+        where = os.environ.get("MODALBRIDGE_GROUP", "env://")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, init_method=where, world_size=several, rank=rank(), timeout=PATIENCE)
 
 
 def end() -> None:

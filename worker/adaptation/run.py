@@ -79,7 +79,8 @@ def run(
     with parallel.first_before_others():
         target = data.read_target(placed.data, input, cache, journal, roots, classes)
         pairs = data.read_pairs(placed.data, input, target, cache, journal, roots, classes) if needs_pairs else None
-    _shareable(spec, target, pairs)
+    if not _together(spec, target, pairs, journal):
+        return None
     identity["data"] = _fingerprint(target, pairs)
     if saved is not None and saved["identity"]["data"] != identity["data"]:
         journal(
@@ -169,24 +170,29 @@ def _precision(spec: AdaptationSpec, source: Classifier | Ensemble, where: torch
     return precision
 
 
-def _shareable(spec: AdaptationSpec, target: Images, pairs: Pairs | None) -> None:
-    """Raises Problem invalid_request where several processes would not do what one does."""
+def _together(spec: AdaptationSpec, target: Images, pairs: Pairs | None, journal: Journal) -> bool:
+    """Whether this process is to work on the job: each of several, or the first alone where they can't share it."""
     if (several := parallel.size()) == 1:
-        return
-    s = spec.settings
-    if spec.method not in ("source_only", "tgmb") and s.transfer.batch_norm == "batch":
-        detail = (
-            f"{several} processes would each normalise by their own share of the batch: batch_norm must be frozen, or one process"
-        )
-        raise Problem("invalid_request", detail, pointer="/settings/transfer/batch_norm")
-    if s.bridging.translator == "paper" and spec.method in ("tgmb", "tgmb_tgkt", "socket_tgmb"):
-        detail = (
-            f"{several} processes would each normalise by their own share of the batch in the paper's translator: take residual"
-        )
-        raise Problem("invalid_request", detail, pointer="/settings/bridging/translator")
+        return True
+    if (why := _shareable(spec, target, pairs)) is None:
+        journal(Logged(message=f"{several} processes work on it, each on a share of every batch"))
+        return True
+    parallel.end()
+    journal(Logged(message=f"one process of {several} works on it: {why}"))
+    return parallel.first()
+
+
+def _shareable(spec: AdaptationSpec, target: Images, pairs: Pairs | None) -> str | None:
+    """Why several processes would not do what one does, if so."""
+    s, several = spec.settings, parallel.size()
+    if spec.method == "source_only":
+        return "nothing is trained"
+    if spec.method != "tgmb" and s.transfer.batch_norm == "batch":
+        return "each would normalise by its own share of the batch (transfer.batch_norm)"
+    if spec.method in ("tgmb", "tgmb_tgkt", "socket_tgmb") and s.bridging.translator == "paper":
+        return "each would normalise by its own share of the batch in the paper's translator"
     least = min(s.transfer.batch_size, s.bridging.batch_size, len(target), len(pairs) if pairs else len(target))
-    if least < 2 * several:
-        raise Problem("invalid_request", f"batches of {least} images are too small for {several} processes", pointer="/settings")
+    return f"batches of {least} images are too small to be shared" if least < 2 * several else None
 
 
 def _placed(spec: AdaptationSpec, anchor: Path | None) -> AdaptationSpec:
