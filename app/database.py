@@ -54,6 +54,9 @@ class Tenant(Base):
 
     id: sa.orm.Mapped[str] = sa.orm.mapped_column(sa.String(40), primary_key=True)
     created_at: sa.orm.Mapped[datetime] = sa.orm.mapped_column(Timestamp)
+    stored_bytes: sa.orm.Mapped[int | None] = sa.orm.mapped_column(sa.BigInteger)
+    """In the blob store: app/storage.py. None: not counted yet."""
+    stored_counted_at: sa.orm.Mapped[datetime | None] = sa.orm.mapped_column(Timestamp)
 
 
 EMBEDDED_TENANT = "tenant_embedded"

@@ -80,6 +80,11 @@ CODES: dict[str, Code] = {
     "storage_full": Code(
         507, "The storage is full", "Nothing was kept of this request. Ask the operator to free space, then send it again."
     ),
+    "quota_exceeded": Code(
+        507,
+        "Nothing more may be stored",
+        "Delete jobs, datasets or source models that are no longer needed, or ask the operator for more.",
+    ),
     "not_ready": Code(503, "The service is not ready", "See `checks` for the part that is not; try again later."),
     "database_unavailable": Code(
         503,

@@ -1,29 +1,54 @@
-"""A row that names blobs: they are kept before it is committed, and a row that is not there leaves none."""
+"""Rows that name blobs. These are kept before their row is committed, and deleted after it is: a crash in between leaves blobs that
+housekeeping finds, never a row without them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import TypeVar
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from app import storage
 from app.blobs import Blobs, discard
 from app.database import Database
+from app.datasets.table import Dataset
+from app.errors import Problem
+from app.settings import Settings
+from app.source_models.table import SourceModel
+
+Row = TypeVar("Row", SourceModel, Dataset)
 
 
-def commit(db: Database, blobs: Blobs, row: Any, keys: Sequence[str], find: Callable[[Session], object | None]) -> None:
-    """The row, dated and committed. keys: of its blobs, which are kept already. find: the row, if it is there. Raises what the
-    database raises."""
+def commit(db: Database, blobs: Blobs, settings: Settings, row: Row) -> None:
+    """The row, dated and committed; its blobs are kept already. Raises what the database raises, Problem quota_exceeded."""
     try:
         with db.write() as session:
             row.created_at = db.now(session)
             session.add(row)
+            session.flush()
+            storage.take(session, row.tenant_id, row.stored_bytes, settings.storage_bytes)
     except Exception:
         # A commit may have happened though its answer was lost: the database alone knows whether the blobs are needed.
         # If it does not answer, they stay until housekeeping finds that no row names them.
         with suppress(SQLAlchemyError), db.read() as session:
-            if find(session) is None:
-                discard(blobs, keys)
+            if session.get(type(row), row.id) is None:
+                discard(blobs, row.blob_keys)
         raise
+
+
+def delete(
+    db: Database, blobs: Blobs, find: Callable[[Session], Row | None], unknown: Problem, in_use: Callable[[], Problem]
+) -> None:
+    """The row that is found, and its blobs. Raises `unknown` where there is none; `in_use` where the foreign key of a job says so."""
+    try:
+        with db.write() as session:
+            if (row := find(session)) is None:
+                raise unknown
+            session.delete(row)
+            session.flush()
+            storage.give_back(session, row.tenant_id, row.stored_bytes)
+    except IntegrityError as error:
+        raise in_use() from error
+    discard(blobs, row.blob_keys)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated, Any
 
+import sqlalchemy as sa
 import structlog
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import PlainTextResponse
@@ -21,6 +22,7 @@ from prometheus_client.exposition import choose_encoder
 from starlette.datastructures import State
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.database import Tenant
 from app.jobs import queries
 from app.jobs.states import Status
 
@@ -102,6 +104,8 @@ class Counts:
     jobs: dict[str, int]
     waited_s: float
     workers: dict[str, int]
+    stored_bytes: int
+    most_bytes: int
 
 
 class Stored:
@@ -146,6 +150,8 @@ class Stored:
                 jobs=queries.by_status(session),
                 waited_s=max((now - since).total_seconds(), 0.0) if since else 0.0,
                 workers={"busy": busy, "idle": len(workers) - busy},
+                stored_bytes=session.scalar(sa.select(sa.func.coalesce(sa.func.max(Tenant.stored_bytes), 0))),
+                most_bytes=self.state.settings.storage_bytes,
             )
 
 
@@ -158,13 +164,19 @@ def families(counts: Counts | None) -> Iterator[GaugeMetricFamily]:
         "How long the job has waited that was queued, or queued again, first; 0 if none is.",
     )
     workers = GaugeMetricFamily("modalbridge_workers", "Workers that were heard from, busy or idle.", labels=["state"])
+    stored = GaugeMetricFamily(
+        "modalbridge_stored_bytes", "Source models, datasets and artifacts in the blob store, of the tenant that has most."
+    )
+    most = GaugeMetricFamily("modalbridge_stored_bytes_limit", "What a tenant may have there; +Inf if there is no limit.")
     if counts is not None:
+        stored.add_metric([], counts.stored_bytes)
+        most.add_metric([], counts.most_bytes or float("inf"))
         for status in Status:
             jobs.add_metric([status], counts.jobs.get(status, 0))
         waited.add_metric([], counts.waited_s)
         for state, number in counts.workers.items():
             workers.add_metric([state], number)
-    yield from (jobs, waited, workers)
+    yield from (jobs, waited, workers, stored, most)
 
 
 @router.get(

@@ -85,6 +85,9 @@ class Settings(BaseSettings):
     """Jobs that succeeded are deleted, with their artifacts, this long after their end. 0: when a client deletes them."""
     keep_failed_s: float = Field(0, ge=0)
     """The same of jobs that failed or were cancelled."""
+    storage_bytes: int = Field(0, ge=0)
+    """What a tenant's source models, datasets and artifacts may take in the blob store. At it no upload and no job is accepted; jobs
+    that were are still published. 0: no limit."""
     processes_per_job: int = Field(1, ge=1, le=64)
     """Processes that a worker has work on each job, each on a GPU of its own where it uses GPUs."""
     child_memory_bytes: int = Field(0, ge=0)

@@ -18,7 +18,7 @@ from worker.invariants import INVARIANTS
 from worker.metrics import LOST, WorkerMetrics
 
 SAMPLES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
-WORDS = {"and", "or", "unless", "bool", "offset"}
+WORDS = {"and", "or", "unless", "bool", "offset", "Inf"}
 BY_PROMETHEUS = {"up": frozenset({"job", "instance"})}
 
 

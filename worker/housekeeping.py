@@ -18,7 +18,7 @@ from datetime import timedelta
 import sqlalchemy as sa
 import structlog
 
-from app import broker
+from app import broker, storage
 from app.artifacts.table import Artifact
 from app.blobs import ABANDONED_S, discard
 from app.datasets.table import Dataset
@@ -110,6 +110,7 @@ def sweep(worker: WorkerProcess) -> None:
         remove_abandoned_uploads,
         remove_orphaned_blobs,
         remove_silent_rows,
+        recount_storage,
         webhooks.forget_deliveries,
         exports.forget_deleted,
         exports.remove_scratch,
@@ -296,3 +297,8 @@ def remove_silent_rows(worker: WorkerProcess) -> None:
         now = worker.db.now(session)
         session.execute(sa.delete(Worker).where(Worker.last_seen_at < now - timedelta(seconds=SILENT_S)))
         queue.forget_turns(session, now)
+
+
+def recount_storage(worker: WorkerProcess) -> None:
+    with worker.db.write() as session:
+        storage.recount(session, worker.db.now(session))

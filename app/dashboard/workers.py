@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
 
+from app import storage
 from app.dashboard.pages import page
 from app.jobs import queries
 from app.jobs.states import Status
@@ -27,6 +28,7 @@ def all_workers(request: Request, tenant: Tenant, hx_request: Annotated[str | No
         names = queries.names(session, tenant, [one.job_id for one in workers if one.job_id is not None])
         jobs = queries.by_status(session, tenant)
         since = queries.waiting_since(session, tenant)
+        stored = storage.stored(session, tenant)
     heard = [one for one in workers if one.last_seen_at >= now - timedelta(seconds=state.settings.worker_silent_s)]
     return page(
         "queues.html" if hx_request else "workers.html",
@@ -37,4 +39,6 @@ def all_workers(request: Request, tenant: Tenant, hx_request: Annotated[str | No
         idle=sum(one.job_id is None for one in heard),
         names=names,
         silent_s=state.settings.worker_silent_s,
+        stored=stored,
+        most=state.settings.storage_bytes,
     )

@@ -53,7 +53,7 @@ _LOCATION = {"Location": {"schema": {"type": "string"}}}
     | documented(
         "invalid_request", "unknown_field", "missing_file", "malformed_json", "malformed_multipart", "unsupported_media_type",
         "payload_too_large", "empty_file", "archive_format", "archive_damaged", "archive_unsafe", "archive_bomb", "no_images",
-        "storage_full", "blobs_unavailable",
+        "storage_full", "quota_exceeded", "blobs_unavailable",
     ),
 )  # fmt: skip
 async def upload(request: Request, tenant: Tenant) -> Response:

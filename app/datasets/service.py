@@ -6,8 +6,8 @@ from contextlib import closing
 
 from sqlalchemy.exc import IntegrityError
 
-from app import archives, kept, listing
-from app.blobs import Blobs, Staged, discard, full_disk_told
+from app import archives, kept, listing, storage
+from app.blobs import Blobs, Staged, full_disk_told
 from app.database import Database
 from app.datasets import queries
 from app.datasets.table import Dataset
@@ -25,10 +25,11 @@ def store(
     db: Database, blobs: Blobs, settings: Settings, tenant_id: str, name: str | None, staged: Staged
 ) -> tuple[Dataset, bool]:
     """The committed dataset, and whether it is new: the same bytes are one. The archive is read to its end first. `staged` is
-    used up, whatever comes of it. Raises Problem as app.listing.of_archive does, storage_full; BlobsAwayError."""
+    used up, whatever comes of it. Raises Problem as app.listing.of_archive does, storage_full, quota_exceeded; BlobsAwayError."""
     with staged:
         if known := _known(db, tenant_id, staged.sha256):
             return known, False
+        storage.require(db, settings, tenant_id, staged.size)
         with full_disk_told():
             staged.file.flush()
         contents, unpacked_bytes = listing.of_archive(staged.path, settings.max_unpacked_bytes, POINTER)
@@ -52,7 +53,7 @@ def store(
             dataset.listing_size = listed.size
             blobs.keep(listed, dataset.listing_key)
     try:
-        kept.commit(db, blobs, dataset, [key, dataset.listing_key], lambda session: queries.by_id(session, tenant_id, dataset_id))
+        kept.commit(db, blobs, settings, dataset)
     except IntegrityError:
         if known := _known(db, tenant_id, dataset.sha256):
             return known, False
@@ -89,15 +90,10 @@ def _not_found(dataset_id: str) -> Problem:
 
 def delete(db: Database, blobs: Blobs, tenant_id: str, dataset_id: str) -> None:
     """Raises Problem not_found; dataset_in_use where the foreign key of a job says so."""
-    try:
-        with db.write() as session:
-            dataset = queries.by_id(session, tenant_id, dataset_id)
-            if dataset is None:
-                raise _not_found(dataset_id)
-            session.delete(dataset)
-    except IntegrityError as error:
+
+    def in_use() -> Problem:
         with db.read() as session:
             jobs = list(queries.jobs_that_name(session, tenant_id, dataset_id, limit=_JOBS_NAMED))
-        detail = f"{dataset_id} is named by {few(jobs, _JOBS_NAMED)}"
-        raise Problem("dataset_in_use", detail, jobs=jobs) from error
-    discard(blobs, [dataset.blob_key, dataset.listing_key])
+        return Problem("dataset_in_use", f"{dataset_id} is named by {few(jobs, _JOBS_NAMED)}", jobs=jobs)
+
+    kept.delete(db, blobs, lambda session: queries.by_id(session, tenant_id, dataset_id), _not_found(dataset_id), in_use)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 import sqlalchemy as sa
+from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.database import Base, Timestamp
@@ -30,3 +31,12 @@ class Dataset(Base):
     """Of app.listing's file, which says what is in it."""
     listing_size: Mapped[int] = mapped_column(sa.BigInteger)
     created_at: Mapped[datetime] = mapped_column(Timestamp)
+
+    @hybrid_property
+    def stored_bytes(self) -> int:
+        """Of its blobs."""
+        return self.size + self.listing_size
+
+    @property
+    def blob_keys(self) -> list[str]:
+        return [self.blob_key, self.listing_key]

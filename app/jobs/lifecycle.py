@@ -6,6 +6,7 @@ longer what it expected: the caller has lost the race and must leave the job alo
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from app import storage
 from app.artifacts.table import Artifact
 from app.errors import Problem
 from app.jobs import events, queue
@@ -147,6 +149,7 @@ def succeed(
         return None
     for artifact in artifacts:
         session.add(Artifact(job_id=job.id, tenant_id=job.tenant_id, attempt=claim.attempt, created_at=now, **artifact))
+    storage.take(session, job.tenant_id, sum(artifact["size"] for artifact in artifacts))
     events.append(session, job, "state", "succeeded: the model is published", {"status": job.status}, now=now)
     return job
 
@@ -248,11 +251,16 @@ def forget(session: Session, statuses: frozenset[Status], *, before: datetime, m
     store. One that a client has tried again just now stays."""
     still = Job.status.in_(sorted(statuses)), Job.finished_at < before
     found = session.scalars(sa.select(Job.id).where(*still).order_by(Job.finished_at).limit(most)).all()
-    keys: dict[str, list[str]] = {job_id: [] for job_id in found}
-    for job_id, key in session.execute(sa.select(Artifact.job_id, Artifact.blob_key).where(Artifact.job_id.in_(found))):
-        keys[job_id].append(key)
+    artifacts: dict[str, list[Artifact]] = {job_id: [] for job_id in found}
+    for artifact in session.scalars(sa.select(Artifact).where(Artifact.job_id.in_(found))):
+        artifacts[artifact.job_id].append(artifact)
     deleted = session.scalars(sa.delete(Job).where(Job.id.in_(found), *still).returning(Job.id)).all()
-    return {job_id: keys[job_id] for job_id in deleted}
+    sizes = Counter[str]()
+    for artifact in (one for job_id in deleted for one in artifacts[job_id]):
+        sizes[artifact.tenant_id] += artifact.size
+    for tenant_id, size in sorted(sizes.items()):  # in one order everywhere, so that two can't wait for each other
+        storage.give_back(session, tenant_id, size)
+    return {job_id: [artifact.blob_key for artifact in artifacts[job_id]] for job_id in deleted}
 
 
 # A client's side -----------------------------------------------------------------------------------------------------

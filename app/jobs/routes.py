@@ -96,7 +96,7 @@ def _tag(version: int) -> str:
         "invalid_request", "unknown_field", "missing_file", "malformed_json", "malformed_multipart", "unsupported_media_type",
         "payload_too_large", "empty_file", "unsafe_pickle", "archive_bomb", "source_model_format", "source_model_truncated",
         "reference_scheme", "reference_outside_roots", "reference_missing", "layout_mismatch", "no_images", "too_few_images",
-        "reference_unreadable", "reference_forbidden", "reference_too_large", "reference_away", "archive_unsafe", "pairs_unmatched", "unknown_class", "idempotency_conflict", "not_found", "storage_full",
+        "reference_unreadable", "reference_forbidden", "reference_too_large", "reference_away", "archive_unsafe", "pairs_unmatched", "unknown_class", "idempotency_conflict", "not_found", "storage_full", "quota_exceeded",
         "blobs_unavailable",
     ),
 )  # fmt: skip

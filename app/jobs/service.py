@@ -11,7 +11,7 @@ from typing import Any
 from opentelemetry import trace
 from sqlalchemy.exc import IntegrityError
 
-from app import tracing
+from app import storage, tracing
 from app.blobs import Blobs, Staged, discard
 from app.database import Database
 from app.errors import Problem
@@ -41,6 +41,7 @@ def submit(
     digest = _digest(request, staged)
     if key is not None and (known := _submitted_before(db, tenant_id, key, digest)):
         return known, False
+    storage.require(db, settings, tenant_id)
     by_id = isinstance(request.source_model, SourceModelId)
     if by_id and staged is not None:
         raise Problem("invalid_request", "both an id and a file: one source model too many", pointer="/source_model/id")
@@ -59,7 +60,7 @@ def submit(
     _check_further(db, tenant_id, description, request.further_source_models)
     pins = job_data.check(Finder(db, blobs, settings, tenant_id), request.data, description.classes)
     if not by_id:
-        model, _ = source_models.store(db, blobs, tenant_id, request.source_model, staged)
+        model, _ = source_models.store(db, blobs, settings, tenant_id, request.source_model, staged)
         for place, further in enumerate(request.further_source_models):
             if further.id == model.id:
                 pointer = f"/further_source_models/{place}/id"
@@ -195,8 +196,10 @@ def delete(db: Database, blobs: Blobs, tenant_id: str, job_id: str) -> None:
             raise Problem("not_found", f"no job {job_id[:100]!r}")
         if job.status not in TERMINAL:
             raise Problem("job_active", f"{job.id} is {job.status}")
-        keys = [artifact.blob_key for artifact in queries.artifacts_of(session, tenant_id, job_id)]
+        artifacts = queries.artifacts_of(session, tenant_id, job_id)
         session.delete(job)
+        session.flush()
+        storage.give_back(session, tenant_id, sum(artifact.size for artifact in artifacts))
     # After the commit: a crash in between leaves blobs that housekeeping finds, never rows without their blobs.
-    discard(blobs, keys)
+    discard(blobs, [artifact.blob_key for artifact in artifacts])
     checkpoints.remove(blobs, tenant_id, job_id)

@@ -59,7 +59,7 @@ _LOCATION = {"Location": {"schema": {"type": "string"}}}
     | documented(
         "invalid_request", "unknown_field", "missing_file", "malformed_json", "malformed_multipart", "unsupported_media_type",
         "payload_too_large", "empty_file", "unsafe_pickle", "archive_bomb", "source_model_format", "source_model_truncated",
-        "storage_full", "blobs_unavailable",
+        "storage_full", "quota_exceeded", "blobs_unavailable",
     ),
 )  # fmt: skip
 async def upload(request: Request, tenant: Tenant) -> Response:
@@ -80,7 +80,9 @@ async def upload(request: Request, tenant: Tenant) -> Response:
         description = parse(SourceModelDescription, received.texts["description"])
         if received.staged is None:
             raise Problem("missing_file", "no multipart part `source_model`", pointer="/source_model")
-        model, new = await run_in_threadpool(service.store, state.db, state.blobs, tenant, description, received.staged)
+        model, new = await run_in_threadpool(
+            service.store, state.db, state.blobs, state.settings, tenant, description, received.staged
+        )
     view = SourceModelView.model_validate(model).model_dump(mode="json")
     return JSONResponse(view, 201 if new else 200, headers={"Location": f"/source-models/{model.id}"})
 

@@ -7,11 +7,12 @@ import json
 
 from sqlalchemy.exc import IntegrityError
 
-from app import kept
-from app.blobs import Blobs, Staged, discard, full_disk_told
+from app import kept, storage
+from app.blobs import Blobs, Staged, full_disk_told
 from app.database import Database
 from app.errors import Problem, few
 from app.ids import new_id
+from app.settings import Settings
 from app.source_models import queries
 from app.source_models.inspection import inspect
 from app.source_models.table import SourceModel
@@ -21,14 +22,15 @@ _JOBS_NAMED = 20
 
 
 def store(
-    db: Database, blobs: Blobs, tenant_id: str, description: SourceModelDescription, staged: Staged
+    db: Database, blobs: Blobs, settings: Settings, tenant_id: str, description: SourceModelDescription, staged: Staged
 ) -> tuple[SourceModel, bool]:
     """The committed source model, and whether it is new: the same bytes with the same description are one. `staged` is
-    used up, whatever comes of it. Raises Problem: what inspect() raises, storage_full; BlobsAwayError."""
+    used up, whatever comes of it. Raises Problem: what inspect() raises, storage_full, quota_exceeded; BlobsAwayError."""
     with staged:
         fingerprint = fingerprint_of(staged.sha256, description)
         if known := _known(db, tenant_id, fingerprint):
             return known, False
+        storage.require(db, settings, tenant_id, staged.size)
         with full_disk_told():
             staged.file.flush()
         model_id = new_id("model")
@@ -45,7 +47,7 @@ def store(
         )
         blobs.keep(staged, key)
     try:
-        kept.commit(db, blobs, model, [key], lambda session: queries.by_id(session, tenant_id, model_id))
+        kept.commit(db, blobs, settings, model)
     except IntegrityError:
         if known := _known(db, tenant_id, fingerprint):
             return known, False
@@ -79,15 +81,10 @@ def _not_found(model_id: str) -> Problem:
 
 def delete(db: Database, blobs: Blobs, tenant_id: str, model_id: str) -> None:
     """Raises Problem not_found; source_model_in_use where the foreign key of a job says so."""
-    try:
-        with db.write() as session:
-            model = queries.by_id(session, tenant_id, model_id)
-            if model is None:
-                raise _not_found(model_id)
-            session.delete(model)
-    except IntegrityError as error:
+
+    def in_use() -> Problem:
         with db.read() as session:
             jobs = list(queries.jobs_that_name(session, tenant_id, model_id, limit=_JOBS_NAMED))
-        detail = f"{model_id} is named by {few(jobs, _JOBS_NAMED)}"
-        raise Problem("source_model_in_use", detail, jobs=jobs) from error
-    discard(blobs, [model.blob_key])
+        return Problem("source_model_in_use", f"{model_id} is named by {few(jobs, _JOBS_NAMED)}", jobs=jobs)
+
+    kept.delete(db, blobs, lambda session: queries.by_id(session, tenant_id, model_id), _not_found(model_id), in_use)

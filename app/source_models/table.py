@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.database import JSON, Base, Timestamp
@@ -28,3 +29,12 @@ class SourceModel(Base):
     """app.spec.SourceModelDescription."""
     blob_key: Mapped[str] = mapped_column(sa.String(200))
     created_at: Mapped[datetime] = mapped_column(Timestamp)
+
+    @hybrid_property
+    def stored_bytes(self) -> int:
+        """Of its blobs."""
+        return self.size
+
+    @property
+    def blob_keys(self) -> list[str]:
+        return [self.blob_key]

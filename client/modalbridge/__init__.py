@@ -25,6 +25,7 @@ from modalbridge.errors import (
     NotReady,
     NotRetryable,
     ProblemError,
+    QuotaExceeded,
     ServiceFault,
     SourceModelInUse,
     StorageFull,
@@ -69,7 +70,7 @@ __all__ = [
     "IdempotencyConflict", "Images", "Input", "Internal", "Invalid", "InvalidArchive", "InvalidReference", "InvalidSignature",
     "InvalidSourceModel", "Job", "JobActive", "JobCancelled", "JobEnded", "JobFailed", "JobFinished", "JobNotSucceeded",
     "JobRequest", "JobState", "Jobs", "MetricPoint", "ModalBridgeError", "NotFound", "NotReady", "NotRetryable", "Pairs",
-    "ProblemError", "Progress", "Retries", "Scaling", "ServiceFault", "SourceModel", "SourceModelDescription", "SourceModelInUse",
-    "SourceModels", "StorageFull", "StoredSourceModel", "Target", "Timeout", "TooManyWebhooks", "Unavailable", "UnexpectedAnswer",
+    "ProblemError", "Progress", "QuotaExceeded", "Retries", "Scaling", "ServiceFault", "SourceModel", "SourceModelDescription",
+    "SourceModelInUse", "SourceModels", "StorageFull", "StoredSourceModel", "Target", "Timeout", "TooManyWebhooks", "Unavailable", "UnexpectedAnswer",
     "Webhook", "WebhookMessage", "Webhooks", "__version__", "verify",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ ModalBridgeError
     │   ├── IdempotencyConflict, JobActive, JobFinished, JobNotSucceeded, NotRetryable, SourceModelInUse,
     │   │   DatasetInUse, TooManyWebhooks
     └── ServiceFault        5xx: the request may be right, the service could not
-        ├── NotReady, Unavailable, StorageFull, Internal
+        ├── NotReady, Unavailable, StorageFull, QuotaExceeded, Internal
 
 Programs are written against the class or against `code`, which is stable; the service's page of errors lists every code. A
 code that is younger than this client is the class of its status. A file that would be overwritten is Python's own
@@ -151,6 +151,10 @@ class StorageFull(ServiceFault):
     """The service has no space left."""
 
 
+class QuotaExceeded(ServiceFault):
+    """Nothing more may be stored: delete what is no longer needed."""
+
+
 class Internal(ServiceFault):
     """A fault of the service itself; `request_id` finds it in the operator's log."""
 
@@ -186,6 +190,7 @@ BY_CODE: dict[str, type[ProblemError]] = {
     "dataset_in_use": DatasetInUse,
     "too_many_webhooks": TooManyWebhooks,
     "storage_full": StorageFull,
+    "quota_exceeded": QuotaExceeded,
     "not_ready": NotReady,
     "database_unavailable": Unavailable,
     "internal": Internal,

@@ -91,6 +91,7 @@ def test_jobs_workers_and_the_longest_wait_are_those_of_the_database(service: Se
     counted = {status: value(samples, "jobs", status=status) for status in ("queued", "running", "succeeded", "cancelled")}
     assert counted == {"queued": 2, "running": 0, "succeeded": 0, "cancelled": 1}
     assert value(samples, "oldest_queued_job_age_seconds") == pytest.approx(3600, abs=60)
+    assert (value(samples, "stored_bytes"), value(samples, "stored_bytes_limit")) == (0, float("inf"))
     assert (value(samples, "workers", state="busy"), value(samples, "workers", state="idle")) == (2, 1)
     assert value(samples, "database_up") == 1
     for job_id in ids[:2]:

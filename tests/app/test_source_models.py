@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from app.blobs import LocalBlobs
 from app.database import EMBEDDED_TENANT, Database
+from app.settings import Settings
 from app.source_models import queries
 from app.source_models import service as source_models
 from app.source_models.table import SourceModel
@@ -197,11 +198,11 @@ def test_a_row_that_cannot_be_written_leaves_no_blob(database: Database, tmp_pat
         staged = blobs.stage()
         staged.write(safetensors())
         if stored:
-            model, new = source_models.store(database, blobs, tenant, description, staged)
+            model, new = source_models.store(database, blobs, Settings(), tenant, description, staged)
             assert new and files_in(blobs) == [blobs.path(model.blob_key)]
         else:
             with pytest.raises(sa.exc.IntegrityError):
-                source_models.store(database, blobs, tenant, description, staged)
+                source_models.store(database, blobs, Settings(), tenant, description, staged)
             assert files_in(blobs) == []
 
 

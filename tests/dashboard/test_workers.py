@@ -7,8 +7,10 @@ from datetime import timedelta
 
 import sqlalchemy as sa
 
+from app.dashboard.formats import size
+from app.database import Tenant
 from app.jobs.table import Job, Worker
-from tests.conftest import Service
+from tests.conftest import Service, serving
 from tests.dashboard.html import Html, checked
 from tests.dashboard.seeding import Jobs
 
@@ -45,6 +47,18 @@ def test_a_worker_that_is_silent_is_told_and_what_to_do_where_none_is_left(chang
     text = read(service).text
     assert "Workers heard from 0" in text and text.count("silent") == 2
     assert "No worker was heard from in the last 30 s" in text and "make worker" in text
+
+
+def test_what_is_stored_is_told_and_that_nothing_more_can_be(changed: Shown) -> None:
+    service, _ = changed
+    assert "Stored –" in read(service).text, "no worker has counted it"
+    with serving(service.settings.model_copy(update={"storage_bytes": 2**20})) as limited:
+        for stored, full in ((2**19, False), (2**20, True)):
+            with service.db.write() as session:
+                session.execute(sa.update(Tenant).values(stored_bytes=stored))
+            text = read(limited).text
+            assert f"Stored {size(stored)} of {size(2**20)}" in text
+            assert ("The storage is full" in text) == full
 
 
 def test_what_another_tenant_has_is_not_told(changed: Shown) -> None:

@@ -131,7 +131,8 @@ def test_promtool_finds_nothing_wrong_with_the_metrics():
 def test_after_one_job_all_that_the_dashboard_and_the_alerts_ask_has_its_answer(embedded: Embedded, tmp_path: Path):
     port, folder, began = free_port(), tmp_path / "prometheus", time.time()
     folder.mkdir()
-    with serving(embedded.settings) as front_end, embedded.worker(metrics_port=port):
+    limited = embedded.settings.model_copy(update={"storage_bytes": 2**30})
+    with serving(limited) as front_end, embedded.worker(metrics_port=port):
         targets = {"frontend": front_end.url.removeprefix("http://"), "worker": f"127.0.0.1:{port}"}
         with prometheus(folder, targets) as asked:
             wait_for(lambda: asked.series("modalbridge_worker_housekeeping_passes_total > 0"), "the worker's first pass")

@@ -103,7 +103,9 @@ def test_a_job_of_several_source_models(embedded_both: Embedded):
     description = SourceModelDescription(architecture="timm/test_efficientnet", classes=CLASSES, input={"size": SIZE})
     with embedded_both.blobs.stage() as staged:
         staged.write(weights)
-        second, _ = source_models.store(embedded_both.db, embedded_both.blobs, EMBEDDED_TENANT, description, staged)
+        second, _ = source_models.store(
+            embedded_both.db, embedded_both.blobs, embedded_both.settings, EMBEDDED_TENANT, description, staged
+        )
     job_id = embedded_both.submit(wake=False, further_source_models=[{"id": second.id}], **QUICK)
     assert drain(embedded_both.process()) == 1
     assert embedded_both.job(job_id).status == "succeeded", embedded_both.story(job_id)
