@@ -27,11 +27,11 @@ class LossWeights(Strict):
     d: float = Field(0.01, ge=0)
     """alpha_d of L_D, the adversary that tells translated TI from translated TR features. At 0.1 it outweighs L_rec, whose
     mean square is a few hundredths, and cost 14 points on rendered depth (one seed, an early scene set)."""
-    im: float = Field(0.1, ge=0)
-    """alpha_im of L_IM, information maximisation on the source model's predictions for translated TR images. It wants all classes
-    alike often: on thermal images of four classes, of which one is four in ten, T went on to make them so, and lost 3 to 23 points
-    by it (drone_ir, seed 0, two trainings of the source model). So it counts as far as the pairs are relevant
-    (`bridging.by_relevance`), which are next to nothing there."""
+    im: float = Field(0.0, ge=0)
+    """alpha_im of L_IM, information maximisation on the source model's predictions for translated TR images. The paper's method has
+    it, and so has the preset `paper`, at 0.1; the default leaves it out. It wants all classes alike often: on thermal images of four
+    classes, of which one is four in ten, T went on to make them so, and lost 3 to 23 points by it (drone_ir, seed 0, two trainings
+    of the source model)."""
     bn_s: float = Field(1.0, ge=0)
     """L_BN in stage 1: statistics of translated TR images in the batch norms of the source model against those of the
     images it was trained on, which its running statistics keep (ours)."""
@@ -115,7 +115,7 @@ Preset = Literal["default", "paper", "socket"]
 PRESETS: dict[Preset, dict[str, dict[str, Any]]] = {
     "default": {},
     "paper": {
-        "weights": {"rec_f": 0.0, "bn_s": 0.0, "kl": 1.0, "feat": 0.5, "self": 0.3, "im_t": 0.0, "bn_t": 0.0},
+        "weights": {"im": 0.1, "rec_f": 0.0, "bn_s": 0.0, "kl": 1.0, "feat": 0.5, "self": 0.3, "im_t": 0.0, "bn_t": 0.0},
         "bridging": {"translator": "paper", "ema": 0.0, "by_relevance": False},
         "transfer": {"feat_distance": "mean_square", "kl_by_score": False, "kl_by_confidence": False} | PUBLISHED,
     },

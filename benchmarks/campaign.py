@@ -82,14 +82,21 @@ def plan(
     variants: Mapping[str, Variant], datasets: Sequence[Dataset], seeds: Sequence[int], precision: str, work: Path
 ) -> list[Run]:
     """Every row, a seed after the other, so that early figures are of all. Trains the source classifiers that are missing."""
-    planned = []
+    sources = {}
     for seed in seeds:
         for dataset in datasets:
             _say(f"{dataset.name}, seed {seed}: the source classifier")
             source = source_models.source(dataset, seed, work / "sources" / dataset.name)
             _say(f"{dataset.name}, seed {seed}: {source.accuracy:.1%} on held-out RGB")
-            planned += [Run(dataset, name, variant, seed, source, precision, work) for name, variant in variants.items()]
-    return planned
+            sources[dataset.name, seed] = source
+    return [
+        Run(dataset, name, variant, seed, sources[dataset.name, seed], precision, work, others if variant.together else ())
+        for seed in seeds
+        for dataset in datasets
+        for others in [tuple(sources[dataset.name, other] for other in seeds if other != seed)]
+        for name, variant in variants.items()
+        if others or not variant.together
+    ]
 
 
 def to_do(planned: Sequence[Run], done: set[results.Key]) -> list[Run]:

@@ -14,18 +14,19 @@ from __future__ import annotations
 import sys
 
 from benchmarks.campaign import carry_out, parser
-from benchmarks.variants import COMPARE, SOCKET_GRID
+from benchmarks.variants import COMPARE, SOCKET_GRID, TOGETHER
 
 
 def main(arguments: list[str] | None = None) -> int:
     made = parser(__doc__)
-    made.add_argument("--methods", nargs="+", choices=COMPARE, default=list(COMPARE))
+    made.add_argument("--methods", nargs="*", choices=COMPARE, default=list(COMPARE))
     made.add_argument(
         "--socket-grid", action="store_true", help="SOCKET with other settings too; the table picks the best by labels"
     )
+    made.add_argument("--together", action="store_true", help="the source models of all seeds in one job too")
     given = made.parse_args(arguments)
     variants = {name: COMPARE[name] for name in given.methods}
-    return carry_out(variants | (SOCKET_GRID if given.socket_grid else {}), given)
+    return carry_out(variants | (SOCKET_GRID if given.socket_grid else {}) | (TOGETHER if given.together else {}), given)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ the engine never saw. That column is computed here, afterwards.
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from app.spec import AdaptationSpec
 from worker.adaptation import device, evaluation, source_model, translator
 from worker.adaptation.assessment import models_of, with_adapted
 from worker.adaptation.data import read_target
+from worker.adaptation.ensemble import Ensemble
 from worker.adaptation.evaluation import Model
 from worker.adaptation.image_sets import Images
 from worker.adaptation.job import Adapted
@@ -30,7 +32,7 @@ TOLERANCE = 0.02
 
 @dataclass(frozen=True)
 class Published:
-    source: Classifier
+    source: Classifier | Ensemble
     adapted: Adapted
 
     def models(self) -> dict[str, Model]:
@@ -40,16 +42,31 @@ class Published:
 
 def load(spec: AdaptationSpec, artifacts: Path, where: torch.device) -> Published:
     card = json.loads((artifacts / "model.json").read_text(encoding="utf-8"))
-    source, adapted = (
-        source_model.load(spec.source_model, path).to(where, memory_format=torch.channels_last)
-        for path in (Path(spec.source_model.uri), artifacts / "model.safetensors")
-    )
+    files = (spec.source_model, *spec.further_source_models)
+    members, weights = [source_model.load(file, Path(file.uri)) for file in files], artifacts / "model.safetensors"
+    if len(members) == 1:
+        source, adapted = members[0], source_model.load(spec.source_model, weights)
+    else:
+        source = Ensemble(members)
+        adapted = _adapted(source, load_file(weights), [told["weight"] for told in card["members"]])
+    source, adapted = (model.to(where, memory_format=torch.channels_last) for model in (source, adapted))
     T, told = None, card["translator"]
     if told is not None:
         T = translator.build(told["kind"], told["channels"])
         T.load_state_dict(load_file(artifacts / "translator.safetensors"))
         T = T.to(where).eval()
     return Published(source, Adapted(adapted, T, told is not None and told["needed"]))
+
+
+def _adapted(source: Ensemble, tensors: dict[str, Tensor], mixing: list[float]) -> Ensemble:
+    """tensors: of each member behind its place. Every h is as it was."""
+    adapted = copy.deepcopy(source)
+    for m, member in enumerate(adapted.members):
+        own = {name.removeprefix(f"{m}."): value for name, value in tensors.items() if name.startswith(f"{m}.")}
+        member.f.load_state_dict({name: value for name, value in own.items() if not name.startswith(f"{member.head}.")})
+    with torch.no_grad():
+        adapted.mixing.copy_(torch.tensor(mixing).log())
+    return adapted
 
 
 def target_images(spec: AdaptationSpec, folder: Path) -> Images:

@@ -40,6 +40,8 @@ class Run:
     source: Source
     precision: str
     work: Path
+    others: tuple[Source, ...] = ()
+    """Further source models."""
 
     def spec(self) -> AdaptationSpec:
         """What the engine is given. The oracle, which is not the engine's, takes data, seed and budget from it alone."""
@@ -53,6 +55,7 @@ class Run:
             settings[group] = budget[group] | self.variant.settings.get(group, {})
         document = {
             "source_model": {**self.dataset.source_model, "uri": str(self.source.weights)},
+            "further_source_models": [{**self.dataset.source_model, "uri": str(other.weights)} for other in self.others],
             "data": self.dataset.data,
             "method": "source_only" if self.variant.method == ORACLE else self.variant.method,
             "settings": settings,
@@ -61,9 +64,12 @@ class Run:
         return AdaptationSpec.model_validate_json(json.dumps(document))
 
     def digest(self) -> str:
-        """Of method and settings, the same for every seed."""
-        left_out = {"name": True, "labels": True, "seed": True, "source_model": {"uri"}, "data": True}
+        """Of method and settings, and of the source models where there are several: the same for every seed."""
+        files = {"source_model": {"uri"}, "further_source_models": {"__all__": {"uri"}}}
+        left_out = files | {"name": True, "labels": True, "seed": True, "data": True}
         document = [self.variant.method, self.spec().model_dump(mode="json", exclude=left_out)]
+        if self.others:
+            document.append(sorted(source.sha256 for source in (self.source, *self.others)))
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:12]
 
     def head(self) -> Line:
@@ -80,6 +86,7 @@ class Run:
                 "accuracy": self.source.accuracy,
                 "balanced_accuracy": self.source.balanced_accuracy,
             },
+            **({"others": [other.sha256 for other in self.others]} if self.others else {}),
         }
 
     def folder(self) -> Path:

@@ -16,13 +16,13 @@ from pathlib import Path
 
 from benchmarks import results
 from benchmarks.results import Line
-from benchmarks.variants import ABLATE, BRIDGING, COMPARE, DEFAULT, SOCKET_GRID
+from benchmarks.variants import ABLATE, BRIDGING, COMPARE, DEFAULT, SOCKET_GRID, TOGETHER
 
 Rows = dict[str, dict[int, Line]]
 """Variant -> seed -> line."""
 BEST = "socket, best of grid"
 BASELINES = ("source_only", "shot", "socket", BEST, "socket_tgmb", "tgmb")
-ORDER = [*COMPARE, *SOCKET_GRID, BEST, *ABLATE, *BRIDGING]
+ORDER = [*COMPARE, *SOCKET_GRID, BEST, *TOGETHER, *ABLATE, *BRIDGING]
 BEGIN, END = "<!-- table -->", "<!-- /table -->"
 NOTES = f"""\
 Accuracy in per cent, mean and standard deviation (n - 1) over the seeds. A seed draws source training and adaptation anew; every

@@ -12,16 +12,20 @@ ORACLE = "oracle"
 """Fine-tuned on target labels: what they would be worth. No method of the service."""
 DEFAULT = "tgmb_tgkt"
 PAPER_WEIGHTS = ("rec", "d", "im", "kl", "feat", "self")
-STAGE_1_WEIGHTS = ("rec", "rec_f", "d", "im", "bn_s")
+STAGE_1_WEIGHTS = ("rec", "rec_f", "d", "bn_s")
+"""Those that are on by default."""
+WITH_IM = {"weights": {"im": 0.1}}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """also: further rows that the run gives, variant -> the model of its report."""
+    """also: further rows that the run gives, variant -> the model of its report. together: with the source models of the other
+    seeds beside its own."""
 
     method: str
     settings: dict[str, Any] = field(default_factory=dict)
     also: dict[str, str] = field(default_factory=dict)
+    together: bool = False
 
 
 COMPARE: dict[str, Variant] = {
@@ -44,6 +48,14 @@ SOCKET_GRID: dict[str, Variant] = {
 }
 """Around SOCKET's published settings, which are `socket` itself: a longer step, and what this project trains its own method by."""
 
+TOGETHER: dict[str, Variant] = {
+    "source_only, all sources": Variant("source_only", together=True),
+    "socket, all sources": Variant("socket", together=True),
+    "tgmb_tgkt, all sources": Variant(DEFAULT, together=True),
+    "tgmb_tgkt, all sources, mixing learned": Variant(DEFAULT, {"transfer": {"mixing": "learned"}}, together=True),
+}
+"""The source models of all seeds in one job. A row's seeds share them, and differ in the job's own seed alone."""
+
 
 def _each_off(names: tuple[str, ...], settings: dict[str, Any], prefix: str) -> dict[str, Variant]:
     on = Settings.model_validate(settings).weights
@@ -57,6 +69,7 @@ def _each_off(names: tuple[str, ...], settings: dict[str, Any], prefix: str) -> 
 ABLATE: dict[str, Variant] = {
     DEFAULT: COMPARE[DEFAULT],
     **_each_off(tuple(LossWeights.model_fields), {}, ""),
+    "with im": Variant(DEFAULT, WITH_IM),
     "without bridging": Variant(DEFAULT, {"weights": dict.fromkeys(STAGE_1_WEIGHTS, 0.0), "bridging": {"polarity": "keep"}}),
     "T from the image as it is": Variant(DEFAULT, {"bridging": {"polarity": "keep"}}),
     "paper's translator": Variant(DEFAULT, {"bridging": {"translator": "paper"}}),
@@ -70,14 +83,14 @@ ABLATE: dict[str, Variant] = {
     "paper": Variant(DEFAULT, {"preset": "paper"}),
     **_each_off(PAPER_WEIGHTS, {"preset": "paper"}, "paper, "),
 }
-"""Every loss off in turn, and every part of ours. `without bridging`: stage 1 trains nothing, T repeats the channel. `without kl` runs no stage 1."""
+"""Every loss off in turn, the paper's L_IM of stage 1 on, and every part of ours. `without bridging`: stage 1 trains nothing, T repeats the channel. `without kl` runs no stage 1."""
 
 BRIDGING: dict[str, Variant] = {
     "tgmb": COMPARE["tgmb"],
     "tgmb from the image as it is": Variant("tgmb", {"bridging": {"polarity": "keep"}}),
     "tgmb, relevant or not": Variant("tgmb", {"bridging": {"by_relevance": False}}),
-    "tgmb, L_BN alone": Variant("tgmb", {"weights": dict.fromkeys(("rec", "rec_f", "d", "im"), 0.0)}),
-    "tgmb, without im": Variant("tgmb", {"weights": {"im": 0.0}}),
+    "tgmb, L_BN alone": Variant("tgmb", {"weights": dict.fromkeys(("rec", "rec_f", "d"), 0.0)}),
+    "tgmb, with im": Variant("tgmb", WITH_IM),
     "tgmb, last weights": Variant("tgmb", {"bridging": {"ema": 0.0}}),
     "tgmb, paper": Variant("tgmb", {"preset": "paper"}),
 }

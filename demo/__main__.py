@@ -39,6 +39,7 @@ def prepare(folder: Path, seed: int) -> tuple[Path, float]:
         console.print("Scenes and source classifier are there from an earlier run.")
         return weights, known["rgb_accuracy"]
     with bar() as progress:
+        say("Rendering rooms, RGB and depth")
         task = progress.add_task("Rendering rooms, RGB and depth", total=sum(splits.COUNTS.values()), note="")
         for split, count in splits.COUNTS.items():
             if splits.is_ready(folder, seed, split):
@@ -47,6 +48,7 @@ def prepare(folder: Path, seed: int) -> tuple[Path, float]:
         images, labels = source.read_labelled(folder / "source_rgb", splits.CLASSES)
         how = source.Training()
         steps = how.epochs * (len(images) // how.batch_size)
+        say("Training the source classifier on labelled RGB")
         task = progress.add_task("Training the source classifier on labelled RGB", total=steps, note="")
         model = source.train(images, labels, len(splits.CLASSES), seed, how, advance=lambda: progress.advance(task))
     rgb_accuracy = source.accuracy(model, *source.read_labelled(folder / "test" / "rgb", splits.CLASSES))
@@ -81,6 +83,12 @@ def bar() -> Progress:
     return Progress(*columns, console=console)
 
 
+def say(step: str) -> None:
+    """Where nobody sees a bar, because the output goes into a file."""
+    if not console.is_terminal:
+        console.print(step)
+
+
 def submit(client: httpx.Client, weights: Path, wanted: dict[str, Any]) -> str:
     with weights.open("rb") as file:
         parts = {"request": (None, json.dumps(wanted), "application/json"), "source_model": (weights.name, file)}
@@ -92,7 +100,7 @@ def submit(client: httpx.Client, weights: Path, wanted: dict[str, Any]) -> str:
 
 def follow(client: httpx.Client, address: str) -> dict[str, Any]:
     """Polls with If-None-Match and ?wait until the job is in a final state; a bar shows its progress."""
-    etag = ""
+    etag, said = "", ""
     with bar() as progress:
         task = progress.add_task("Adapting: waiting for a worker", total=100, note="")
         while True:
@@ -109,7 +117,11 @@ def follow(client: httpx.Client, address: str) -> dict[str, Any]:
                 losses = " ".join(f"{name} {value:.3f}" for name, value in told["losses"].items())
                 note = f"step {told['step']} of {told['of']}{eta}  {losses}"
                 progress.update(task, completed=100 * told["fraction"], note=note)
-            progress.update(task, description=f"Adapting: {job['phase'] or job['status']}")
+            step = f"Adapting: {job['phase'] or job['status']}"
+            progress.update(task, description=step)
+            if step != said:
+                say(step)
+                said = step
 
 
 def download(client: httpx.Client, address: str, to: Path) -> Path:

@@ -38,7 +38,7 @@ class JobView(BaseModel):
                     "status": "running",
                     "phase": "bridging",
                     "progress": {"phase": "bridging", "step": 120, "of": 600, "fraction": 0.11, "eta_s": 412.0,
-                                 "images_per_s": 88.0, "losses": {"L_rec": 0.031, "L_D": 0.69, "L_IM": -0.4}},
+                                 "images_per_s": 88.0, "losses": {"L_rec": 0.031, "L_D": 0.69, "L_BN": 0.21}},
                     "name": "hall 3, depth cameras", "labels": {"team": "robots"}, "method": "tgmb_tgkt",
                     "source_model_id": "model_01kb3x5tqyd0h6v3k1m9w2r8ab", "attempt": 1, "lost_attempts": 0,
                     "request": {"method": "tgmb_tgkt", "seed": 0}, "result": None, "error": None,

@@ -1,10 +1,12 @@
-"""docs/client.md, from the first command to the last line, and the quickstart's program: against a real front end, with a real worker and real jobs."""
+"""docs/client.md, from the first command to the last line, and the commands of the README and the quickstart: against a real front end,
+with a real worker and real jobs."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,8 +26,10 @@ from tests.worker.embedded import Embedded, wait_for
 
 __all__ = ["embedded", "environment", "new_database_url", "small_data"]
 
-PAGE = (CLIENT.parent / "docs/client.md").read_text(encoding="utf-8")
-QUICKSTART = (CLIENT.parent / "docs/quickstart.md").read_text(encoding="utf-8")
+README, PAGE, QUICKSTART, DATA = (
+    (CLIENT.parent / name).read_text(encoding="utf-8")
+    for name in ("README.md", "docs/client.md", "docs/quickstart.md", "docs/data.md")
+)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SCALING = {"kind": "millimetres", "high": 5000}
 SETTINGS = {
@@ -37,8 +41,21 @@ SETTINGS = {
 pytestmark = pytest.mark.acceptance
 
 
-def blocks(language: str) -> list[str]:
-    return [body for kind, body in FENCE.findall(PAGE) if kind == language]
+def blocks(language: str, page: str = PAGE) -> list[str]:
+    return [body for kind, body in FENCE.findall(page) if kind == language]
+
+
+def run(script: str, folder: Path, url: str) -> str:
+    """What it prints. The command `modalbridge` is there, and the service where the pages have it."""
+    command = folder / "bin/modalbridge"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m modalbridge "$@"\n')
+    command.chmod(0o755)
+    env = os.environ | {"PATH": f"{command.parent}:{os.environ['PATH']}", "PYTHONPATH": str(CLIENT), "MODALBRIDGE_URL": url}
+    script = script.replace("http://127.0.0.1:8000", url)
+    done = subprocess.run(["bash", "-euxc", script], env=env, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture
@@ -68,21 +85,14 @@ def folder(tmp_path: Path, embedded: Embedded, monkeypatch: pytest.MonkeyPatch) 
 def test_the_page_holds_from_the_first_command_to_the_last_line(
     url: str, folder: Path, embedded: Embedded, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = folder / "bin/modalbridge"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m modalbridge "$@"\n')
-    command.chmod(0o755)
-    env = os.environ | {"PATH": f"{command.parent}:{os.environ['PATH']}", "PYTHONPATH": str(CLIENT), "MODALBRIDGE_URL": url}
-    script = "\n".join(blocks("sh"))
-    done = subprocess.run(["bash", "-euxc", script], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    said = run("\n".join(blocks("sh")), folder, url)
     job = json.loads((folder / "job.json").read_text())
     published = embedded.published(job["id"])
     assert (folder / "adapted.safetensors").read_bytes() == published["model.safetensors"]
     assert {path.name: path.read_bytes() for path in (folder / "adapted").iterdir()} == published
     assert (folder / "report.html").read_bytes() == published["report.html"]
     assert json.loads((folder / "job.schema.json").read_text())["title"] == "JobRequest"
-    assert done.stdout.splitlines()[-1] == job["id"], "the list by label and status"
+    assert said.splitlines()[-1] == job["id"], "the list by label and status"
 
     for block in blocks("python"):
         exec(compile(as_here(block, url, embedded), "docs/client.md", "exec"), {"__name__": "page"})
@@ -96,12 +106,36 @@ def test_the_page_holds_from_the_first_command_to_the_last_line(
 
     request = yaml.safe_load((folder / "job.yaml").read_text()) | {"method": "source_only", "name": "by httpx alone"}
     (folder / "job.json").write_text(json.dumps(request))
-    (program,) = (body for kind, body in FENCE.findall(QUICKSTART) if kind == "python" and 'post("/jobs"' in body)
+    (program,) = (body for body in blocks("python", QUICKSTART) if 'post("/jobs"' in body)
     exec(compile(as_here(program, url, embedded), "docs/quickstart.md", "exec"), {"__name__": "page"})
     with Client(url) as client:
         last = next(iter(client.jobs.list()))
     assert last.name == "by httpx alone" and last.verdict in capsys.readouterr().out
     assert (folder / "adapted.safetensors").read_bytes() == embedded.published(last.id)["model.safetensors"]
+
+
+def test_the_commands_of_the_readme_and_the_quickstart_hold(url: str, folder: Path, embedded: Embedded) -> None:
+    request = yaml.safe_load((folder / "job.yaml").read_text()) | {"method": "source_only"}
+    (folder / "job.json").write_text(json.dumps(request))
+    shutil.make_archive(str(folder / "hall"), "zip", embedded.data / "test")
+    by_curl, by_command = blocks("sh", README)
+    said = run(
+        "\n".join([by_curl, "rm adapted.safetensors model.json", by_command, *blocks("sh", QUICKSTART), *blocks("sh", DATA)]),
+        folder,
+        url,
+    )
+    with Client(url) as client:
+        third, second, first = client.jobs.list()
+        assert [dataset.name for dataset in client.datasets.list()] == ["hall 3"]
+    assert first.status == second.status == "succeeded"
+    assert said.count(f'"id":"{third.id}"') == 1, "the quickstart's was sent once, under a key of its own"
+    published = embedded.published(second.id)
+    for name, there in {
+        "adapted.safetensors": "model.safetensors",
+        "model.json": "model.json",
+        "report.html": "report.html",
+    }.items():
+        assert (folder / name).read_bytes() == published[there], name
 
 
 def as_here(block: str, url: str, embedded: Embedded) -> str:

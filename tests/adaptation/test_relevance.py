@@ -50,7 +50,7 @@ def test_pairs_of_the_domain_that_the_source_model_knows_count(adapt, data):
 
 def test_pairs_as_foreign_as_the_raw_target_images_do_not(adapt, data):
     settle(data, depth(data))
-    ran = adapt(method="tgmb", settings=ONE_STEP)
+    ran = adapt(method="tgmb", settings=ONE_STEP | {"weights": {"im": 0.1}})
     assert ran.report["stages"]["bridging"]["relevance"] == 0
     assert "bridging/L_BN" in ran.series
     assert "bridging/L_rec" not in ran.series and "bridging/L_IM" not in ran.series

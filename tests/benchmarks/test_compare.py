@@ -23,7 +23,7 @@ from benchmarks.datasets import DATASETS, Dataset, MissingDataError
 from benchmarks.environment import ROOT
 from benchmarks.runs import Run
 from benchmarks.source_models import Source
-from benchmarks.variants import COMPARE
+from benchmarks.variants import COMPARE, TOGETHER
 from tests.adaptation.conftest import CLASSES, SIDE, SIZE
 
 QUICK = ("--quick", "--steps", "6", "--epochs", "2")
@@ -192,6 +192,21 @@ def test_an_ablation_leaves_the_line_and_the_report_alone(shapes, work, tmp_path
     assert list(tmp_path.rglob("runs/**/*.safetensors")) == []
     (report,) = tmp_path.rglob("runs/**/report.json")
     assert json.loads(report.read_text())["settings"] == line["settings"]
+
+
+def test_the_source_models_of_all_seeds_go_into_one_job(shapes, tmp_path, monkeypatch):
+    monkeypatch.setitem(DATASETS, "shapes", lambda root, work: shapes)
+    monkeypatch.setattr(compare, "TOGETHER", {"learned": TOGETHER["tgmb_tgkt, all sources, mixing learned"]})
+    command = ["--data", "shapes", "--work", str(tmp_path), "--methods", "--together", "--jobs", "2", *QUICK]
+    assert compare.main([*command, "--seeds", "0", "1"]) == 0
+    one, other = sorted(results.read(tmp_path / "quick/results.jsonl"), key=lambda line: line["seed"])
+    assert one["error"] is None and other["error"] is None
+    assert one["others"] == [other["source"]["sha256"]] and other["others"] == [one["source"]["sha256"]]
+    assert one["digest"] == other["digest"], "the seeds are of one row"
+    reports = [json.loads(path.read_text()) for path in tmp_path.rglob("runs/**/report.json")]
+    assert [len(report["further_source_models"]) for report in reports] == [1, 1]
+    assert compare.main([*command, "--seeds", "0"]) == 0, "one seed has nothing to put beside it"
+    assert len(results.read(tmp_path / "quick/results.jsonl")) == 2
 
 
 CAMPAIGN = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.method_settings import LossWeights, Settings
-from benchmarks.variants import ABLATE, BRIDGING, COMPARE, DEFAULT, SOCKET_GRID
+from benchmarks.variants import ABLATE, BRIDGING, COMPARE, DEFAULT, SOCKET_GRID, TOGETHER
 
 
 def flat(settings: dict) -> dict:
@@ -37,20 +37,28 @@ def test_the_other_rows_are_what_they_say():
     assert changed("teacher whatever its score", DEFAULT) == {"transfer.kl_by_score": False}
     assert changed("teacher sure or not", DEFAULT) == {"transfer.kl_by_confidence": False}
     assert changed("T from the image as it is", DEFAULT) == {"bridging.polarity": "keep"}
+    assert changed("with im", DEFAULT) == {"weights.im": 0.1}
     assert changed("relevant or not", DEFAULT) == {"bridging.by_relevance": False}
     assert changed("T's last weights", DEFAULT) == {"bridging.ema": 0.0}
     off = changed("without bridging", DEFAULT)
     assert off.pop("bridging.polarity") == "keep"
-    assert set(off.values()) == {0.0} and set(off) == {f"weights.{name}" for name in ("rec", "rec_f", "d", "im", "bn_s")}
+    assert set(off.values()) == {0.0} and set(off) == {f"weights.{name}" for name in ("rec", "rec_f", "d", "bn_s")}
 
 
 def test_the_rows_of_stage_1_are_what_they_say():
     assert {variant.method for variant in BRIDGING.values()} == {"tgmb"}
     assert changed("tgmb from the image as it is", "tgmb") == {"bridging.polarity": "keep"}
     assert changed("tgmb, relevant or not", "tgmb") == {"bridging.by_relevance": False}
-    assert changed("tgmb, L_BN alone", "tgmb") == {f"weights.{name}": 0.0 for name in ("rec", "rec_f", "d", "im")}
-    assert changed("tgmb, without im", "tgmb") == {"weights.im": 0.0}
+    assert changed("tgmb, L_BN alone", "tgmb") == {f"weights.{name}": 0.0 for name in ("rec", "rec_f", "d")}
+    assert changed("tgmb, with im", "tgmb") == {"weights.im": 0.1}
     assert changed("tgmb, last weights", "tgmb") == {"bridging.ema": 0.0}
+
+
+def test_the_rows_of_several_sources_are_the_methods_themselves():
+    for name, variant in TOGETHER.items():
+        method, _, _ = name.partition(",")
+        assert variant.together and variant.method == COMPARE[method].method
+        assert variant.settings == ({"transfer": {"mixing": "learned"}} if "learned" in name else {})
 
 
 def test_no_two_rows_are_the_same():

@@ -41,12 +41,17 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+def moved(x: Tensor, device: torch.device) -> Tensor:
+    """x on the device; nothing waits for a copy to CUDA."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)
+
+
 def to_device(x: Tensor, device: torch.device) -> Tensor:
     """Images [N, C, H, W] on the device, in the memory format that convolutions are fastest in on both kinds: 1.4 to 1.7
     times on the CPUs that we measured ResNet-18 and MobileNet on."""
-    if device.type == "cuda":
-        x = x.pin_memory()
-    return x.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+    return moved(x, device).contiguous(memory_format=torch.channels_last)
 
 
 def has_bf16(device: torch.device) -> bool:

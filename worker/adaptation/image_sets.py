@@ -8,7 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worker.adaptation.device import moved
 from worker.adaptation.scaling import Range
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,10 @@ class Images:
     def __len__(self) -> int:
         return len(self.array)
 
-    def batch(self, index: np.ndarray) -> Tensor:
-        """Images index [n], in that order, as float32 [n, C, H, W] in [0, 1] on the CPU."""
-        raw = np.asarray(self.array[index], dtype=np.float32)
-        return torch.from_numpy((raw - np.float32(self.low)) / np.float32(self.high - self.low)).clamp_(0, 1)
+    def batch(self, index: np.ndarray, device: torch.device = CPU) -> Tensor:
+        """Images index [n], in that order, as float32 [n, C, H, W] in [0, 1]. They move as they are stored, in 8 or 16 bits."""
+        raw = moved(torch.from_numpy(self.array[index]), device)
+        return raw.float().sub_(self.low).div_(self.high - self.low).clamp_(0, 1)
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,9 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.source)
 
-    def batch(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
+    def batch(self, index: np.ndarray, device: torch.device = CPU) -> tuple[Tensor, Tensor]:
         """(source [n, 3, H, W], target [n, C, H, W]), float32 in [0, 1]."""
-        return self.source.batch(index), self.target.batch(index)
+        return self.source.batch(index, device), self.target.batch(index, device)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
 """Stage 1, TGMB: L_TGMB = L_rec + a_d L_D + a_im L_IM trains the translator T; the source model is frozen (arXiv 2401.05014).
+By default L_rec_f and L_BN come to it, and a_im is 0.
 
 As a method of its own it is this stage alone: the source model applied to T(x).
 """
@@ -141,23 +142,23 @@ def average(averaged: Translator, T: Translator, decay: float) -> None:
 
 
 def random_target_batch(job: Job, stage: str, step: int, batch_size: int) -> Tensor:
-    """x_tr_t [n, C, size, size] of a step: random crops and flips. Of several processes each gets its share."""
+    """x_tr_t [n, C, size, size] of a step, on the job's device: random crops and flips. Of several processes each gets its share."""
     size, seed = job.spec.source_model.input.size, job.spec.seed
     index = batch(seed, stage, step, len(job.target), batch_size)
     crops = random_crops(generator(seed, f"{stage}/crops", step), len(index), *job.target.array.shape[-2:], size)
     share = parallel.share(len(index))
-    return apply(job.target.batch(index[share]), crops[share], size)
+    return apply(job.target.batch(index[share], job.device), crops[share], size)
 
 
 def random_pairs_batch(job: Job, stage: str, training: np.ndarray, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
-    """x_ti_s [n, 3, size, size] and x_ti_t [n, C, size, size] of a step: the same random crop and flip for both images of a pair.
-    training: the pairs to draw from. Of several processes each gets its share."""
+    """x_ti_s [n, 3, size, size] and x_ti_t [n, C, size, size] of a step, on the job's device: the same random crop and flip for both
+    images of a pair. training: the pairs to draw from. Of several processes each gets its share."""
     size, seed = job.spec.source_model.input.size, job.spec.seed
     index = training[batch(seed, stage, step, len(training), batch_size)]
     height, width = job.pairs.source.array.shape[-2:]
     crops = random_crops(generator(seed, f"{stage}/crops", step), len(index), height, width, size, job.pairs.scale)
     share = parallel.share(len(index))
-    return pair_crops(job.pairs.batch(index[share]), crops[share], size)
+    return pair_crops(job.pairs.batch(index[share], job.device), crops[share], size)
 
 
 def translate(
