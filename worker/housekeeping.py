@@ -104,13 +104,13 @@ def look(worker: WorkerProcess) -> None:
 def sweep(worker: WorkerProcess) -> None:
     """Now and then: what was left lying about."""
     for part in (
+        recount_storage,
         remove_old_jobs,
         remove_work_folders,
         tidy_cache,
         remove_abandoned_uploads,
         remove_orphaned_blobs,
         remove_silent_rows,
-        recount_storage,
         webhooks.forget_deliveries,
         exports.forget_deleted,
         exports.remove_scratch,
