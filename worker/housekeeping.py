@@ -113,17 +113,19 @@ def sweep(worker: WorkerProcess) -> None:
         remove_orphaned_blobs,
         remove_silent_rows,
         webhooks.forget_deliveries,
+        exports.forget_deleted,
         exports.remove_scratch,
     ):
         _attempt(part, worker)
 
 
 def _attempt(part: Callable[[WorkerProcess], None], worker: WorkerProcess) -> None:
+    failures = worker.metrics.failures.labels(part.__name__)
     try:
         part(worker)
     except Exception:
         log.exception("a part of housekeeping failed; the next pass tries it again", part=part.__name__)
-        worker.metrics.failures.labels(part.__name__).inc()
+        failures.inc()
 
 
 def heartbeat(worker: WorkerProcess) -> None:

@@ -20,7 +20,7 @@ from app.artifacts.table import Artifact
 from app.errors import Problem
 from app.jobs import events, queue
 from app.jobs.states import FOLLOWS, LEASED, RETRIED, TERMINAL, Status
-from app.jobs.table import Job, JobMetric
+from app.jobs.table import Job, JobMetric, MlflowExport
 
 LONGEST_BACKOFF = timedelta(minutes=10)
 
@@ -310,4 +310,7 @@ def retry(session: Session, tenant_id: str, job_id: str, *, now: datetime) -> Jo
     )
     if job is not None:
         events.append(session, job, "state", "queued again by a client", {"status": job.status}, now=now)
+        # An export that is under way has read that the job is over.
+        more = {"next_at": now, "claims": MlflowExport.claims + 1}
+        session.execute(sa.update(MlflowExport).where(MlflowExport.job_id == job_id).values(more))
     return job

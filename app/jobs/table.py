@@ -139,9 +139,10 @@ class JobMetric(Base):
 
 
 class MlflowExport(Base):
-    """A job of which MLflow is to be told, or told more: from its first claim until its end has arrived there."""
+    """What MLflow was told of a job, and when it is to be told more: from the job's first claim until it is deleted."""
 
     __tablename__ = "mlflow_exports"
+    __table_args__ = (sa.Index("ix_mlflow_exports_due", "next_at"),)
 
     job_id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
     """No foreign key: a job may be deleted before MLflow has heard of its end."""
@@ -152,7 +153,8 @@ class MlflowExport(Base):
     """The fencing token of the workers that export."""
     failures: Mapped[int] = mapped_column(default=0)
     """In a row."""
-    next_at: Mapped[datetime] = mapped_column(Timestamp)
+    next_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    """None: there is nothing more to tell, as the job's end has arrived or it was given up. A retry has more."""
     error: Mapped[str | None] = mapped_column(sa.String(500))
     """Of the last try, if it failed."""
 

@@ -91,7 +91,7 @@ def test_what_belongs_to_a_job_outlives_each_downgrade(database: Database) -> No
         _add_job(connection)
         event = "insert into job_events (job_id, seq, tenant_id, attempt, at, kind, message) values ('job_1', 1, :tenant, 0, CURRENT_TIMESTAMP, 'log', '')"
         connection.execute(sa.text(event), {"tenant": EMBEDDED_TENANT})
-    for revision in ("0009", "0008", "0007", "0006", "0005", "0004", "0003", "0002", "0001"):
+    for revision in ("0011", "0010", "0009", "0008", "0007", "0006", "0005", "0004", "0003", "0002", "0001"):
         command.downgrade(schema.config(database), revision)
         with database.engine.begin() as connection:
             assert connection.execute(sa.text("select count(*) from job_events")).scalar() == 1, revision

@@ -11,9 +11,10 @@ import sqlalchemy as sa
 from standardwebhooks import Webhook as Verifier
 
 from app.jobs.table import Worker
+from tests.webhook_receiver import receiver
 from tests.worker.conftest import embedded_in
 from tests.worker.embedded import QUICK, wait_for
-from tests.worker.test_webhooks import listen, receiver
+from tests.worker.test_webhooks import listen
 
 PASS_S = 6.0
 

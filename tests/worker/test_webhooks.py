@@ -9,13 +9,10 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -31,44 +28,12 @@ from app.webhooks import outbox
 from app.webhooks import service as webhook_service
 from app.webhooks.schemas import WebhookRequest
 from app.webhooks.table import Delivery, Webhook
+from tests.webhook_receiver import Receiver, receiver
 from tests.worker.conftest import embedded_in
 from tests.worker.embedded import QUICK, Embedded, wait_for
 from worker import housekeeping, webhooks
 from worker.draining import claim_next
 from worker.process import WorkerProcess
-
-
-@dataclass
-class Receiver:
-    """answers: statuses, the last of them for ever."""
-
-    url: str
-    answers: list[int]
-    got: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
-
-
-@contextmanager
-def receiver(*answers: int, before: Callable[[], object] = lambda: None) -> Iterator[Receiver]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            before()
-            made.got.append(({name.lower(): value for name, value in self.headers.items()}, body))
-            self.send_response(made.answers.pop(0) if len(made.answers) > 1 else made.answers[0])
-            self.send_header("Location", made.url)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None:
-            """Quiet."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        made = Receiver(f"http://127.0.0.1:{server.server_port}/hook", list(answers))
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield made
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
