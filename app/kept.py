@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
+import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -46,8 +47,9 @@ def delete(
         with db.write() as session:
             if (row := find(session)) is None:
                 raise unknown
-            session.delete(row)
-            session.flush()
+            table = type(row)
+            if session.scalar(sa.delete(table).where(table.id == row.id).returning(table.id)) is None:
+                raise unknown  # another has deleted it meanwhile, and given back what it held
             storage.give_back(session, row.tenant_id, row.stored_bytes)
     except IntegrityError as error:
         raise in_use() from error

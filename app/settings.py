@@ -93,7 +93,7 @@ class Settings(BaseSettings):
     processes_per_job: int = Field(1, ge=1, le=64)
     """Processes that a worker has work on each job, each on a GPU of its own where it uses GPUs."""
     child_memory_bytes: int = Field(0, ge=0)
-    """Of a job's process (RLIMIT_DATA). 0: 80 % of the machine's memory, shared out among the processes of a job."""
+    """Of a job's process (RLIMIT_DATA), or of all of them together. 0: 80 % of the machine's memory."""
     child_file_bytes: int = Field(256 * 2**30, gt=0)
     """Of one file that a job's process writes (RLIMIT_FSIZE)."""
     checkpoint_s: float = Field(30, gt=0, le=60)

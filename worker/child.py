@@ -16,6 +16,8 @@ from typing import IO
 MAX_LINE = 2**20
 PIPE_WAIT_S = 5.0
 """A process that left the group may hold the pipe open for ever."""
+ORPHANS_S = 2.0
+"""For what was killed with a process to be gone."""
 LINES_HELD = 256
 """Lines that wait here at most; then the pipe fills, and the child waits."""
 
@@ -87,7 +89,17 @@ class Child:
         """Waits for its end, and ends whatever of its group is left. The exit code; negative: the signal that killed it."""
         os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
         self.kill()
-        return self.process.wait()
+        code = self.process.wait()
+        self._bury()
+        return code
+
+    def _bury(self) -> None:
+        """What the process had started is its parent's to reap, once it is gone; in a container, of which the worker is the first
+        process, this one's."""
+        until = time.monotonic() + ORPHANS_S
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-self.process.pid, os.WNOHANG)[0] != 0 or time.monotonic() < until:
+                time.sleep(0.01)
 
     def close(self) -> None:
         """Killed if it still runs; nothing of it is left afterwards."""

@@ -104,6 +104,7 @@ def look(worker: WorkerProcess) -> None:
 def sweep(worker: WorkerProcess) -> None:
     """Now and then: what was left lying about."""
     for part in (
+        recount_storage,
         remove_old_jobs,
         remove_work_folders,
         tidy_cache,
@@ -111,7 +112,6 @@ def sweep(worker: WorkerProcess) -> None:
         remove_half_written_messages,
         remove_orphaned_blobs,
         remove_silent_rows,
-        recount_storage,
         webhooks.forget_deliveries,
         exports.remove_scratch,
     ):

@@ -83,13 +83,12 @@ def command(settings: Settings, space: Workspace, fetched: Iterable[Path]) -> li
     """fetched: folders of the cache that are its to read, besides the data roots."""
     # Without a root nothing may be read; the engine alone would take no roots for "anywhere".
     roots = [str(root) for root in (*settings.data_roots, *fetched)] or [str(space.tmp)]
-    processes = settings.processes_per_job
     limits = {
         "--parent": os.getpid(),
-        "--data-bytes": settings.child_memory_bytes or int(0.8 * memory_bytes() / processes),
+        "--data-bytes": settings.child_memory_bytes or int(0.8 * memory_bytes()),
         "--file-bytes": settings.child_file_bytes,
         "--open-files": OPEN_FILES,
-        "--processes": processes,
+        "--processes": settings.processes_per_job,
     }
     return [
         *(sys.executable, "-I", "-m", "worker.sandbox"),

@@ -8,7 +8,9 @@ alone, since the forks come before torch.
 from __future__ import annotations
 
 import os
+import resource
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Iterable
@@ -18,36 +20,45 @@ from typing import NoReturn
 
 from worker.sandbox import die_with
 
-LAST_WORDS_S = 1.0
+LAST_WORDS_S = 2.0
 """For the first process, once another failed: where all of them meet the same fault, it is the one that says so."""
 TICK_S = 0.05
 
 
 def share_out(processes: int) -> None:
-    """Returns in each of the processes, with the environment that torch.distributed looks for; the watcher ends here."""
+    """Returns in each of the processes, which share cores and memory, with what parallel.py looks for in its environment; the
+    watcher ends here."""
     group, watcher = Path(tempfile.mkdtemp(prefix="group-")) / "store", os.getpid()
     cores = len(os.sched_getaffinity(0))
+    os.environ["MODALBRIDGE_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(cores))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
-    os.environ |= {"WORLD_SIZE": str(processes), "MODALBRIDGE_GROUP": group.as_uri()}
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    if most != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_DATA, (most // processes, most))
+    os.environ |= {"WORLD_SIZE": str(processes), "MODALBRIDGE_GROUP": str(group)}
     os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     pids: list[int] = []
     for rank in range(processes):
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # no process or no memory to be had, for now: whoever started this one tries again
+            print(f"process {rank} of {processes}: {error}", file=sys.stderr, flush=True)
+            _end_as(signal.SIGKILL)
         if pid == 0:
             die_with(watcher)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             return
         pids.append(pid)
-    signal.signal(signal.SIGTERM, lambda *_: _kill(pids[:1], signal.SIGTERM))
+    left = set(pids)
+    signal.signal(signal.SIGTERM, lambda *_: _kill(left.intersection(pids[:1]), signal.SIGTERM))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    _end_as(_watch(pids))
+    _end_as(_watch(pids[0], left))
 
 
-def _watch(pids: list[int]) -> int:
-    """The wait status that speaks for all: the first process's, or of another that came to grief before it."""
-    first, left = pids[0], set(pids)
+def _watch(first: int, left: set[int]) -> int:
+    """The wait status that speaks for all: the first process's, or of another that came to grief before it. left: emptied."""
     verdict: int | None = None
     until = 0.0
     while left:

@@ -126,14 +126,15 @@ def leave_network(loopback: bool = False) -> str | None:
 
 def raise_loopback() -> None:
     """Where the kernel allows it; loopback_is_up() tells."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking, suppress(PermissionError):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking, suppress(OSError):
         fcntl.ioctl(asking, SIOCSIFFLAGS, struct.pack("16sh", b"lo", IFF_UP))
 
 
 def loopback_is_up() -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking, suppress(OSError):
         _, flags = struct.unpack("16sh", fcntl.ioctl(asking, SIOCGIFFLAGS, struct.pack("16sh", b"lo", 0)))
-    return bool(flags & IFF_UP)
+        return bool(flags & IFF_UP)
+    return False
 
 
 def drop_capabilities() -> None:

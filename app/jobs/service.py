@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
+import sqlalchemy as sa
 from opentelemetry import trace
 from sqlalchemy.exc import IntegrityError
 
@@ -130,7 +131,8 @@ def _insert(
 
 
 def _digest(request: JobRequest, staged: Staged | None) -> str:
-    content = [request.model_dump(mode="json", exclude_defaults=True), staged.sha256 if staged else None]
+    # What was sent: a default that another version has otherwise makes no other request of it.
+    content = [request.model_dump(mode="json", exclude_unset=True), staged.sha256 if staged else None]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -194,11 +196,11 @@ def delete(db: Database, blobs: Blobs, tenant_id: str, job_id: str) -> None:
         job = queries.by_id(session, tenant_id, job_id)
         if job is None:
             raise Problem("not_found", f"no job {job_id[:100]!r}")
-        if job.status not in TERMINAL:
-            raise Problem("job_active", f"{job.id} is {job.status}")
         artifacts = queries.artifacts_of(session, tenant_id, job_id)
-        session.delete(job)
-        session.flush()
+        over = sa.delete(Job).where(Job.id == job_id, Job.status.in_(sorted(TERMINAL)))
+        if session.scalar(over.returning(Job.id)) is None:  # it is not over, was tried again just now, or another has deleted it
+            job = read(db, tenant_id, job_id)
+            raise Problem("job_active", f"{job.id} is {job.status}")
         storage.give_back(session, tenant_id, sum(artifact.size for artifact in artifacts))
     # After the commit: a crash in between leaves blobs that housekeeping finds, never rows without their blobs.
     discard(blobs, [artifact.blob_key for artifact in artifacts])

@@ -20,10 +20,10 @@ from worker.adaptation.events import parse
 from worker.adaptation.run import _shareable
 
 UNIT = """
-import torch, torch.distributed as dist
+import torch
 from worker.adaptation import batch_norm, losses, parallel
 
-dist.init_process_group("gloo")
+parallel.start(torch.device("cpu"))
 torch.manual_seed(0)
 x, w = torch.randn(8, 5), torch.nn.Parameter(torch.randn(5, 3))
 shares = x[parallel.share(8)]
@@ -63,6 +63,31 @@ def two(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess
 def test_what_is_gathered_has_the_gradients_of_the_whole(tmp_path):
     (tmp_path / "unit.py").write_text(UNIT)
     ran = two(str(tmp_path / "unit.py"))
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_a_worker_s_processes_meet_in_a_folder_of_any_name(tmp_path):
+    """Where loopback is all that they have, and a share of the memory until one goes on alone."""
+    meeting = """
+import os, resource
+from worker import launcher, sandbox
+sandbox.limit(resource.RLIMIT_DATA, 2**33)
+refused = sandbox.leave_network(loopback=True)
+assert refused or sandbox.loopback_is_up()
+launcher.share_out(2)
+assert resource.getrlimit(resource.RLIMIT_DATA) == (2**32, 2**33)
+"""
+    alone = """
+parallel.end()
+if parallel.first():
+    assert resource.getrlimit(resource.RLIMIT_DATA) == (2**33, 2**33)
+    assert torch.get_num_threads() == 3
+"""
+    folder = tmp_path / "a b é #%41"
+    folder.mkdir()
+    environ = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-c", meeting + "os.environ['MODALBRIDGE_THREADS'] = '3'" + UNIT + alone]
+    ran = subprocess.run(command, env=environ | {"TMPDIR": str(folder)}, capture_output=True, text=True, timeout=240)
     assert ran.returncode == 0, ran.stderr
 
 

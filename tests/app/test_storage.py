@@ -10,12 +10,16 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
-from app import storage
+from app import kept, storage
 from app.database import EMBEDDED_TENANT, Tenant
+from app.errors import Problem
 from app.jobs import lifecycle
 from app.jobs.states import Status
 from app.settings import Settings
+from app.source_models import queries
+from app.source_models.table import SourceModel
 from tests.app.conftest import safetensors, submit
 from tests.app.test_datasets import upload as upload_dataset
 from tests.app.test_jobs import claim, publish
@@ -114,7 +118,7 @@ def test_two_that_come_at_once_do_not_both_take_the_last_room(limited: Service) 
 
     def slowly(*given: Any) -> None:
         keep(*given)
-        both.wait(10)
+        both.wait(30)
 
     limited.blobs.keep = slowly  # type: ignore[method-assign]
     answers: list[int] = []
@@ -129,6 +133,41 @@ def test_two_that_come_at_once_do_not_both_take_the_last_room(limited: Service) 
     assert sorted(answers) == [201, 507]
     assert used(limited) == 2 * ONE
     assert len(files_in(limited.blobs)) == 2
+
+
+@pytest.mark.postgres
+def test_two_that_delete_the_same_at_once_give_it_back_once(
+    new_database_url: Callable[[str], str], tmp_path: Path, data_root: Path
+) -> None:
+    """Both have read the row; SQLite has one that writes at a time."""
+    settings = Settings(data_dir=tmp_path / "var", database_url=new_database_url("postgres"), data_roots=(data_root,))
+    with serving(settings) as service:
+        kept_one, model = (upload(service.client, safetensors(seed=seed)).json()["id"] for seed in (1, 2))
+        recount(service)
+        both = threading.Barrier(2)
+        problems: list[str] = []
+
+        def find(session: Session) -> SourceModel | None:
+            found = queries.by_id(session, EMBEDDED_TENANT, model)
+            both.wait(30)
+            return found
+
+        def delete() -> None:
+            try:
+                kept.delete(
+                    service.db, service.blobs, find, Problem("not_found", "no such model"), lambda: Problem("internal", "")
+                )
+            except Problem as problem:
+                problems.append(problem.code)
+
+        threads = [threading.Thread(target=delete) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert problems == ["not_found"]
+        assert used(service) == recount(service) == ONE
+        assert service.client.get(f"/source-models/{kept_one}").status_code == 200
 
 
 def test_it_is_counted_anew_once_an_hour(limited: Service) -> None:

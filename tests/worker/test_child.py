@@ -12,6 +12,7 @@ import pytest
 
 from tests.worker.embedded import gone, wait_for
 from worker.child import MAX_LINE, Child
+from worker.sandbox import libc
 
 
 @pytest.fixture
@@ -115,3 +116,17 @@ def test_a_process_that_left_the_group_and_holds_the_pipe_does_not_hold_us(start
     assert not child.silent
     list(child.lines(10))
     assert child.silent
+
+
+def test_as_the_first_process_of_a_container_it_buries_what_the_child_had_started(start):
+    """A subreaper inherits orphans as process 1 does."""
+    PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+    libc().prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        child = start("import os, time\nif os.fork() == 0: print(os.getpid(), flush=True)\ntime.sleep(60)")
+        grandchild = int(next(child.lines(20)))
+        child.kill()
+        assert child.reap() == -signal.SIGKILL
+        assert not Path(f"/proc/{grandchild}").exists(), "not even as a zombie"
+    finally:
+        libc().prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)

@@ -44,7 +44,7 @@ def launched(
         ("rank == 0 and os.abort(); time.sleep(60)", -signal.SIGABRT),
         ("rank == 2 and os.kill(os.getpid(), signal.SIGKILL); time.sleep(60)", -signal.SIGKILL),
         ("rank == 2 and sys.exit(3); time.sleep(60)", 3),
-        ("rank == 2 and sys.exit(3); rank == 1 and time.sleep(60); time.sleep(0.2); sys.exit(1)", 1),  # it has the last word
+        ("rank == 2 and sys.exit(3); rank == 1 and time.sleep(60); sys.exit(1)", 1),  # whichever is first, it has the last word
     ],
 )
 def test_it_ends_as_the_process_that_decides_did(code, exit_code, tmp_path):
@@ -81,7 +81,7 @@ def test_each_knows_its_place_and_they_share_the_cores(tmp_path):
     assert sorted(ranks) == ["0", "1", "2"]
     assert [set(one) for one in same[:2]] == [{"3"}, {str(max(1, len(os.sched_getaffinity(0)) // 3))}]
     assert len(set(same[2])) == 1
-    assert same[2][0].startswith(tmp_path.as_uri())
+    assert Path(same[2][0]).parent.parent == tmp_path
 
 
 def test_a_job_of_two_processes_survives_the_death_of_one_and_has_the_weights_of_one(embedded: Embedded):

@@ -27,9 +27,14 @@ def choose(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
         raise Problem("device_unavailable", "no CUDA device is visible to the worker", pointer="/device")
     if wanted == "cpu" or not there:
         return torch.device("cpu")
+    place, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if place >= count:
+        raise Problem(
+            "device_unavailable", f"a job of at least {place + 1} processes finds {count} CUDA devices", pointer="/device"
+        )
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cuda", place)
 
 
 def name(device: torch.device) -> str:

@@ -13,6 +13,7 @@ A process by itself is a group of one, in which all of this gives back what it i
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -23,21 +24,28 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-PATIENCE = timedelta(hours=2)
-"""For the first process, which decodes the images while the others wait."""
+PATIENCE = timedelta(days=7)
+"""For the first process, which decodes the images while the others wait. Whoever started them sees to it that none waits in vain."""
 
 
 def start(device: torch.device) -> None:
     """Joins the group that the environment names, if any: as torchrun has it, or by a file to meet at (MODALBRIDGE_GROUP)."""
     if (several := int(os.environ.get("WORLD_SIZE", "1"))) > 1 and not dist.is_initialized():
-        where = os.environ.get("MODALBRIDGE_GROUP", "env://")
+        met = os.environ.get("MODALBRIDGE_GROUP")
+        store = dist.FileStore(met, several) if met is not None else None
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, init_method=where, world_size=several, rank=rank(), timeout=PATIENCE)
+        dist.init_process_group(backend, store=store, world_size=several, rank=rank(), timeout=PATIENCE)
 
 
 def end() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    """Leaves the group. The first process, which goes on, has the job's memory and cores for itself from here."""
+    if not dist.is_initialized():
+        return
+    dist.destroy_process_group()
+    if first() and (threads := os.environ.get("MODALBRIDGE_THREADS")):
+        torch.set_num_threads(int(threads))
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 def size() -> int:
