@@ -48,6 +48,15 @@ def test_two_processes_that_start_together_migrate_once(database: Database) -> N
     schema.require_current(database)
 
 
+def test_no_other_process_can_come_between_two_migrations(database: Database) -> None:
+    """On a busy machine one did, and each found half of the work done."""
+    command.downgrade(schema.config(database), "base")
+    begun: list[sa.Connection] = []
+    sa.event.listen(database.engine, "begin", begun.append)
+    schema.upgrade(database)
+    assert len(begun) == 1
+
+
 @pytest.mark.postgres
 def test_a_table_in_use_stops_a_migration_soon_and_whole(new_database_url: Callable[[str], str]) -> None:
     """A change that waits for a table makes every query behind it wait as well."""
