@@ -9,10 +9,10 @@ WORKERS ?= 2
 FAULTS ?= 200
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test browser chaos docs lint serve worker migrate stack lock clean
+.PHONY: help demo test browser prometheus chaos docs lint serve worker migrate stack lock clean
 
 help:  ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml constraints.txt client/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,10 @@ test: $(READY)  ## Lint, check the architecture, run the whole suite
 browser:  ## Install Chromium, in which the dashboard is tested, where it is missing (Debian; as root)
 	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null || { apt-get update -qq \
 	  && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; }
+
+prometheus:  ## Install Prometheus, with which metrics and alerts are tested, where it is missing (Debian; as root)
+	@{ command -v prometheus && command -v promtool; } >/dev/null || { apt-get update -qq \
+	  && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus; }
 
 chaos: $(READY)  ## Break a running service at random instants, and count what came of its jobs (FAULTS, SEED)
 	$(BIN)/python -m tests.chaos --faults $(FAULTS) $(if $(SEED),--seed $(SEED))

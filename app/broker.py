@@ -20,6 +20,7 @@ from kombu.utils.json import dumps, loads
 from opentelemetry.trace import SpanKind
 
 from app import tracing
+from app.blobs import staging
 from app.settings import Settings
 
 WAKE = "worker.wake"
@@ -38,8 +39,12 @@ class _Channel(filesystem.Channel):
         folder = Path(self.data_folder_out)
         name = f"{round(monotonic() * 1000)}_{uuid.uuid4()}.{queue}"
         aside = folder / f"{name}.partial"
-        aside.write_bytes(str_to_bytes(dumps(payload)))
-        aside.replace(folder / f"{name}.msg")
+        try:
+            aside.write_bytes(str_to_bytes(dumps(payload)))
+            aside.replace(folder / f"{name}.msg")
+        except OSError:
+            aside.unlink(missing_ok=True)  # of a full disk
+            raise
 
     def _get(self, queue: str) -> Any:
         """The oldest message. Raises queue.Empty."""
@@ -119,6 +124,11 @@ def _transport_options(settings: Settings) -> dict[str, Any]:
     }
 
 
+def clear_half_written(settings: Settings, older_than_s: float) -> int:
+    """Messages whose writer was killed; how many."""
+    return staging.clear(settings.broker_dir / "messages", older_than_s, "*.partial")
+
+
 def wake(celery: Celery, job_id: str, needs_cuda: bool = False) -> bool:
     """Tells an idle worker to look. False if the broker is down: housekeeping tells it again."""
     queue, system = CUDA_QUEUE if needs_cuda else QUEUE, urlsplit(celery.conf.broker_url).scheme
@@ -130,7 +140,8 @@ def wake(celery: Celery, job_id: str, needs_cuda: bool = False) -> bool:
     }
     with tracing.part(f"send {queue}", SpanKind.PRODUCER, **attributes) as span:
         try:
-            celery.send_task(WAKE, args=[job_id], queue=queue, expires=3600, retry=False)
+            # It never expires: Celery has the machine's clock decide that, and a worker whose clock is ahead would hear nothing.
+            celery.send_task(WAKE, args=[job_id], queue=queue, retry=False)
         except Exception as error:  # noqa: BLE001 - every transport has its own exceptions, and none may cost an accepted job
             log.warning("wake-up not sent; housekeeping will send it", job_id=job_id, error=repr(error))
             tracing.failed(span, type(error).__name__)

@@ -63,6 +63,9 @@ CODES: dict[str, Code] = {
         "Give an https:// address on the open internet, or ask the operator to name its host in MODALBRIDGE_WEBHOOK_PRIVATE_HOSTS.",
     ),
     "too_many_webhooks": Code(409, "There are too many webhooks", "Delete one that is no longer needed."),
+    "webhook_gone": Code(
+        409, "The webhook's address answered 410 Gone", "Delete the webhook, and make another where messages are wanted again."
+    ),
     "job_active": Code(409, "The job is still active", "Cancel it first, and wait until it is in a final state."),
     "job_finished": Code(409, "The job is in a final state", "Nothing is left to cancel; read the job for its outcome."),
     "not_retryable": Code(

@@ -73,6 +73,7 @@ class Counted:
             nonlocal counted
             counted = True
             route, method = route_of(scope), scope["method"] if scope["method"] in METHODS else "other"
+            self.metrics.requests.labels(route, method, "5xx")  # at 0: to Prometheus a series that begins with 1 is no increase
             self.metrics.requests.labels(route, method, f"{status // 100}xx").inc()
             self.metrics.seconds.labels(route, method).observe(time.perf_counter() - began)
 

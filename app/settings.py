@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_][A-Za-z0-9_.-]*)*/?")
@@ -69,6 +69,8 @@ class Settings(BaseSettings):
     """A worker that has not renewed for this long has lost its job. Renewed every third of it."""
     max_lost_attempts: int = Field(3, ge=1)
     """A job whose worker or process vanished this often ends as failed."""
+    min_free_bytes: int = Field(256 * 2**20, ge=0)
+    """A worker takes no job while less than this is free where its scratch lies."""
     lost_backoff_s: float = Field(10, ge=0)
     """A lost attempt is followed by the next after this long, the next but one after twice as long, and so on."""
     housekeeping_s: float = Field(5, gt=0)
@@ -124,6 +126,9 @@ class Settings(BaseSettings):
     mlflow_file_bytes: int = Field(2 * 2**30, ge=0)
     """A larger file of a job is not copied to MLflow; a model that it belongs to is not registered."""
 
+    mlflow_ui_url: str = ""
+    """http:// or https:// address at which browsers reach MLflow: a job's page then has a link to its run. Default: no link."""
+
     @field_validator("blobs_url")
     @classmethod
     def _blobs_are_a_bucket(cls, value: str) -> str:
@@ -138,11 +143,11 @@ class Settings(BaseSettings):
             raise ValueError(f"an S3 endpoint must begin with http:// or https://: {value!r}")
         return value
 
-    @field_validator("mlflow_tracking_uri")
+    @field_validator("mlflow_tracking_uri", "mlflow_ui_url")
     @classmethod
-    def _mlflow_is_http(cls, value: str) -> str:
+    def _mlflow_is_http(cls, value: str, info: ValidationInfo) -> str:
         if value and not _ADDRESS.fullmatch(value):
-            raise ValueError("mlflow_tracking_uri must begin with http:// or https:// and hold no user or password")
+            raise ValueError(f"{info.field_name} must begin with http:// or https:// and hold no user or password")
         return value
 
     @field_validator("mlflow_model")

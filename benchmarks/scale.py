@@ -3,9 +3,10 @@
     python -m benchmarks.scale                       # PostgreSQL, 1,000 and 1,000,000 rows
     python -m benchmarks.scale --server ''           # SQLite
 
-Two databases, made for this and dropped afterwards, of so many rows of jobs, each with a label, one in twenty failed, a hundred of
-them queued, in ten shares. What the service asks of the database for each request is then asked of both in turns, in one run: a page of the list,
-whole, by status, by label and deep down; a poll; and a worker's claim, rolled back. Medians in milliseconds, and the ratio.
+Two databases, made for this and dropped afterwards, of so many rows of jobs, each with a label, one in twenty failed, in ten shares. A
+hundred are queued, and before them a tenth of all, which wait for a CUDA device. What the service asks of the database for each request
+is then asked of both in turns, in one run: a page of the list, whole, by status, by label and deep down; a poll; and a claim, rolled back,
+by a worker with a CUDA device and by one without. Medians in milliseconds, and the ratio.
 """
 
 # ruff: noqa: S608 - its own words alone, nothing of a client's
@@ -66,20 +67,21 @@ def job_id(number: int) -> str:
     return f"job_{number:026}"
 
 
-def fill(db: Database, rows: int, queued: int = QUEUED) -> None:
-    """Jobs 1 to `rows`, the last ones queued; by one statement a table, in the database itself."""
+def fill(db: Database, rows: int, queued: int = QUEUED, for_cuda: int = 0) -> None:
+    """Jobs 1 to `rows`, the last ones queued, the first of these for CUDA; by one statement a table, in the database itself."""
     if db.is_sqlite:
         numbers = f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})"
         source, id, none = "n", "'job_' || printf('%026d', i)", "'{}'"
     else:
         numbers, source = "", f"generate_series(1, {rows}) AS n(i)"
         id, none = "'job_' || lpad(i::text, 26, '0')", "'{}'::jsonb"
-    status = f"CASE WHEN i > {rows - queued} THEN 'queued' WHEN i % 20 = 0 THEN 'failed' ELSE 'succeeded' END"
+    status = f"CASE WHEN i > {rows - queued - for_cuda} THEN 'queued' WHEN i % 20 = 0 THEN 'failed' ELSE 'succeeded' END"
+    needs_cuda = f"i > {rows - queued - for_cuda} AND i <= {rows - queued}"
     columns = (
         "id, tenant_id, source_model_id, method, request, request_digest, status, attempt, lost_attempts, version, last_event, "
-        "share, created_at, queued_at, updated_at"
+        "share, needs_cuda, created_at, queued_at, updated_at"
     )
-    values = f"{id}, '{EMBEDDED_TENANT}', '{MODEL}', 'tgmb_tgkt', {none}, '', {status}, 1, 0, 1, 0, 'team_' || (i % 10), {', '.join(['CURRENT_TIMESTAMP'] * 3)}"
+    values = f"{id}, '{EMBEDDED_TENANT}', '{MODEL}', 'tgmb_tgkt', {none}, '', {status}, 1, 0, 1, 0, 'team_' || (i % 10), {needs_cuda}, {', '.join(['CURRENT_TIMESTAMP'] * 3)}"
     with db.engine.begin() as connection:
         model = "id, tenant_id, sha256, fingerprint, size, format, description, blob_key, created_at"
         connection.execute(
@@ -104,8 +106,11 @@ def questions(rows: int) -> dict[str, Callable[[Session, Database], object]]:
             session, EMBEDDED_TENANT, status=status, labels=labels, after=after, limit=PAGE + 1
         )
 
-    def claim(session: Session, db: Database) -> object:
-        return lifecycle.claim_next(session, "worker_0", lease=timedelta(seconds=30), now=db.now(session))
+    def claim(takes_cuda: bool) -> Callable[[Session, Database], object]:
+        lease = timedelta(seconds=30)
+        return lambda session, db: lifecycle.claim_next(
+            session, "worker_0", lease=lease, now=db.now(session), takes_cuda=takes_cuda
+        )
 
     return {
         "list": page(),
@@ -114,7 +119,8 @@ def questions(rows: int) -> dict[str, Callable[[Session, Database], object]]:
         "list, from the middle": page(after=job_id(rows // 2)),
         "poll": lambda session, _: queries.version(session, EMBEDDED_TENANT, job_id(rows // 2)),
         "read": lambda session, _: queries.by_id(session, EMBEDDED_TENANT, job_id(rows // 2)),
-        "claim": claim,
+        "claim": claim(takes_cuda=True),
+        "claim, without CUDA": claim(takes_cuda=False),
     }
 
 
@@ -145,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ):
         for db, rows in zip((few, many), given.rows, strict=True):
             print(f"{rows} rows", file=sys.stderr, flush=True)
-            fill(db, rows)
+            fill(db, rows, for_cuda=rows // 10)
         asked = [(db, questions(rows)) for db, rows in zip((few, many), given.rows, strict=True)]
         taken: dict[str, list[list[float]]] = {name: [[], []] for name in asked[0][1]}
         for number in range(given.rounds):

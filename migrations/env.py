@@ -20,7 +20,8 @@ LOCK_NOT_AVAILABLE = "55P03"
 
 given = context.config.attributes.get("database")
 db: Database = given or Database(Settings().sqlalchemy_url)
-with db.engine.connect().execution_options(sqlite_begin="BEGIN IMMEDIATE") as connection:
+# One transaction for all, begun before Alembic looks: left to itself it has one for each with SQLite, and another process between them.
+with db.engine.connect().execution_options(sqlite_begin="BEGIN IMMEDIATE") as connection, connection.begin():
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,

@@ -23,7 +23,8 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "not-to-be
 
 
 class Proxy:
-    """mode: pass, 500 (the store answers so), hang (it says nothing), or cut (half of each large answer).
+    """mode: pass, 500 (the store answers so), skew (it finds the client's clock wrong, as S3 does from 15 minutes on), hang (it
+    says nothing), or cut (half of each large answer).
     fails: answers 500 to the requests for which it is true. rewritten: what becomes of an answer's headers and body."""
 
     def __init__(self, upstream: str) -> None:
@@ -65,6 +66,10 @@ class Proxy:
             return
         if self.mode == "500" or self.fails(handler.command, handler.path):
             self._answer(handler, 500, {}, b"<Error><Code>InternalError</Code><Message>out of order</Message></Error>")
+            return
+        if self.mode == "skew":
+            said = b"<Error><Code>RequestTimeTooSkewed</Code><Message>The difference is too large.</Message></Error>"
+            self._answer(handler, 403, {}, said)
             return
         asked = {name: value for name, value in handler.headers.items() if name.lower() not in ("expect", "connection")}
         connection = http.client.HTTPConnection(self.upstream, timeout=30)

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from typing import Any
 
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 from starlette.datastructures import State
 
 from app.observability import Metrics
-from tests.test_docs import ROOT, table, text
-from worker.adaptation.events import PhaseBegan
+from tests.test_docs import table, text
 from worker.gpus import Gpus
 from worker.invariants import INVARIANTS
-from worker.metrics import LOST, AttemptMeter, WorkerMetrics
+from worker.metrics import LOST, WorkerMetrics
 
 SAMPLES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
-WORDS = {"and", "or", "unless", "bool", "offset"}
+WORDS = {"and", "or", "unless", "bool", "offset", "Inf"}
 BY_PROMETHEUS = {"up": frozenset({"job", "instance"})}
-promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 
 
 def collected(registry: CollectorRegistry) -> dict[str, tuple[str, frozenset[str]]]:
@@ -126,25 +122,6 @@ def test_every_alert_is_tried():
     fires = {one["alertname"] for one in tries if one["exp_alerts"]}
     rests = {one["alertname"] for one in tries if not one["exp_alerts"]}
     assert fires == rests == {rule["alert"] for rule in alerts()}
-
-
-@promtool
-def test_promtool_takes_the_alerts_and_their_tests():
-    for arguments in (["check", "rules", "deploy/alerts.yml"], ["test", "rules", "deploy/alerts.test.yml"]):
-        done = subprocess.run(["promtool", *arguments], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-
-@promtool
-def test_promtool_finds_nothing_wrong_with_the_metrics():
-    worker, front_end = WorkerMetrics(), Metrics(State())
-    for phase in ("preparing", "bridging"):
-        AttemptMeter(worker).hear(PhaseBegan(phase=phase))
-    front_end.requests.labels("/jobs", "GET", "2xx").inc()
-    front_end.seconds.labels("/jobs", "GET").observe(0.1)
-    for registry in (worker.registry, front_end.registry):
-        done = subprocess.run(["promtool", "check", "metrics"], input=generate_latest(registry), capture_output=True)
-        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 def test_every_panel_uses_what_is_exported_and_has_a_title_of_its_own(series: dict[str, frozenset[str]]):

@@ -23,6 +23,10 @@ def drain(worker: WorkerProcess) -> int:
     """Runs queued jobs, whichever is next, until none is left or the worker is to stop. How many attempts it ran."""
     ran = 0
     while not worker.stop_asked:
+        # Each job would be lost at once, one after the other, and those of workers that have room with them.
+        if (free := worker.free_bytes()) < worker.settings.min_free_bytes:
+            log.warning("no job is taken: the disk is too full", free_bytes=free, wanted=worker.settings.min_free_bytes)
+            return ran
         try:
             claim = claim_next(worker)
         except supervisor.AWAY as error:

@@ -109,20 +109,23 @@ def sweep(worker: WorkerProcess) -> None:
         remove_work_folders,
         tidy_cache,
         remove_abandoned_uploads,
+        remove_half_written_messages,
         remove_orphaned_blobs,
         remove_silent_rows,
         webhooks.forget_deliveries,
+        exports.forget_deleted,
         exports.remove_scratch,
     ):
         _attempt(part, worker)
 
 
 def _attempt(part: Callable[[WorkerProcess], None], worker: WorkerProcess) -> None:
+    failures = worker.metrics.failures.labels(part.__name__)
     try:
         part(worker)
     except Exception:
         log.exception("a part of housekeeping failed; the next pass tries it again", part=part.__name__)
-        worker.metrics.failures.labels(part.__name__).inc()
+        failures.inc()
 
 
 def heartbeat(worker: WorkerProcess) -> None:
@@ -258,6 +261,10 @@ def remove_old_jobs(worker: WorkerProcess) -> None:
 
 def remove_abandoned_uploads(worker: WorkerProcess) -> None:
     worker.blobs.clear_aside(ABANDONED_S)
+
+
+def remove_half_written_messages(worker: WorkerProcess) -> None:
+    broker.clear_half_written(worker.settings, ABANDONED_S)
 
 
 def remove_orphaned_blobs(worker: WorkerProcess) -> None:

@@ -26,9 +26,9 @@ from app.settings import Settings
 from worker.adaptation.events import Event, Phase, PhaseBegan, Progress
 
 SECONDS = (1, 5, 15, 30, 60, 300, 900, 1800, 3600, 4 * 3600, 12 * 3600, 24 * 3600)
-LOST = ("SIGKILL", "SIGSEGV", "SIGABRT", "SIGBUS", "lease", "database_away", "supervisor", "worker_silent")
+LOST = ("SIGKILL", "SIGSEGV", "SIGABRT", "SIGBUS", "lease", "database_away", "supervisor", "disk_full", "worker_silent")
 """Why an attempt was lost. A signal: it ended its process. lease: on waking, its worker found that the job had been taken from it.
-database_away: its worker had to stop meanwhile. supervisor: that failed. worker_silent: counted by the worker that found the lease
+database_away: its worker had to stop meanwhile. supervisor: that failed. disk_full: its machine had no room. worker_silent: counted by the worker that found the lease
 run out."""
 EXITS = ("done", "error", "ended_by_worker", "SIGKILL", "SIGSEGV", "SIGABRT", "SIGBUS")
 STEPS_SEEN = 16
@@ -103,6 +103,7 @@ class WorkerMetrics:
         self.since_pass = Gauge(
             "modalbridge_worker_housekeeping_age_seconds", "Since housekeeping last ended a pass.", registry=registry
         )
+        self.disk_free = Gauge("modalbridge_worker_disk_free_bytes", "Where the scratch of its jobs lies.", registry=registry)
         self._passed_at = time.monotonic()
         self.since_pass.set_function(lambda: time.monotonic() - self._passed_at)
         steps = Gauge("modalbridge_worker_steps_per_second", "Of the job that runs, over the last seconds.", registry=registry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import dataclass, field
 
@@ -36,7 +37,16 @@ class WorkerProcess:
 
     def __post_init__(self) -> None:
         self.metrics.busy.set_function(lambda: self.job_id is not None)
+        self.metrics.disk_free.set_function(self.free_bytes)
         self.metrics.silent.set_function(lambda: 0.0 if self.job_id else time.monotonic() - self.heard_at)
+
+    def free_bytes(self) -> int:
+        """Where the scratch of its jobs lies; 0 where nobody can tell."""
+        folder = self.settings.work_dir
+        try:
+            return shutil.disk_usage(folder if folder.is_dir() else folder.parent).free
+        except OSError:
+            return 0
 
 
 def open_process(settings: Settings, celery: Celery, takes_cuda: bool) -> WorkerProcess:

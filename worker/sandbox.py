@@ -1,7 +1,8 @@
 """python -I -m worker.sandbox --parent PID --data-bytes N --file-bytes N --open-files N [--processes N] -- ENGINE-ARGUMENTS
 
 What the kernel must know of a job's process before torch is imported: it dies with its supervisor, it has limits, it has
-no network. Then the engine runs in this very process, or in as many as it is to have (launcher.py). Standard library alone, and one thread: a user namespace can be
+no network. Then the engine runs in this very process, or in as many as it is to have (launcher.py). Standard library alone
+(printing.py and launcher.py are, too), and one thread: a user namespace can be
 entered in no other way.
 """
 
@@ -22,6 +23,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from worker.adaptation.printing import spilling
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 4, 38
@@ -55,6 +58,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("engine", nargs=argparse.REMAINDER)
     given = parser.parse_args(arguments)
+    sys.stderr = spilling(2)
 
     die_with(given.parent)
     os.umask(0o077)

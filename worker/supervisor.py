@@ -44,6 +44,7 @@ from worker.workspace import Workspace
 
 AWAY = (OperationalError, InterfaceError, TimeoutError)
 """The database does not answer, for now."""
+FULL = "disk_full"
 TICK_S = 0.5
 SENDING_S = 5.0
 """For a checkpoint that is on its way to the blob store when the attempt is over."""
@@ -72,6 +73,8 @@ def run(worker: WorkerProcess, claim: Claim) -> Job | None:
         attempt.trace.end(*attempt.meter.end(job), attempt.meter.method)
     if job is None:
         log.warning("the job was lost: nothing of this attempt is kept", job_id=claim.job_id, attempt=claim.attempt)
+    elif attempt.meter.lost_by == FULL and job.status not in TERMINAL:
+        workspace.shed(worker.settings.work_dir, claim.job_id, claim.attempt)
     elif job.status in TERMINAL:
         workspace.remove(worker.settings.work_dir, claim.job_id, claim.attempt)
         if job.status == Status.SUCCEEDED:  # else a client may have it tried again; housekeeping deletes them in a while
@@ -126,7 +129,7 @@ class Attempt:
             log.exception("an attempt failed in its supervisor", job_id=self.claim.job_id, attempt=self.claim.attempt)
             self.close()
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                return self._fail(Problem("disk_full", f"the supervisor could not write: {error.strerror}"))
+                return self._fail(Problem(FULL, f"the supervisor could not write: {error.strerror}"))
             return self._lose("supervisor", f"its supervisor failed: {type(error).__name__}")
 
     def close(self) -> None:
@@ -300,11 +303,14 @@ class Attempt:
         return session.scalar(sa.select(Job).where(Job.id == self.claim.job_id, ours))
 
     def _fail(self, problem: Problem) -> Job | None:
+        if problem.code == FULL:  # of this machine, and of now: the next attempt may find another, or room
+            return self._lose(FULL, f"the worker's disk is full: {problem.detail}", problem)
         return self._finish(lambda session, claim, *, now: lifecycle.fail(session, claim, problem.document(), now=now))
 
-    def _lose(self, cause: str, reason: str) -> Job | None:
+    def _lose(self, cause: str, reason: str, problem: Problem | None = None) -> Job | None:
         self.meter.lost_by = cause
-        given = {"most": self.settings.max_lost_attempts, "backoff": timedelta(seconds=self.settings.lost_backoff_s)}
+        backoff = timedelta(seconds=self.settings.lost_backoff_s)
+        given = {"most": self.settings.max_lost_attempts, "backoff": backoff, "problem": problem}
         return self._finish(lambda session, claim, *, now: lifecycle.lose(session, claim, reason, **given, now=now))
 
     def _finish(self, change: Callable[..., Job | None]) -> Job | None:

@@ -50,6 +50,8 @@ class Message:
     body: str
     secret: str
     attempt: int
+    claimed_at: datetime
+    """By the database's clock. It is what receivers hold against their own: a machine whose clock is wrong would be refused."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def claim(db: Database, busy: Collection[str] = ()) -> Message | None:
             delivery.next_at = now + CLAIM
             webhook = session.get_one(Webhook, delivery.webhook_id)
             body = json.dumps(delivery.payload, ensure_ascii=False, separators=(",", ":"))
-            return Message(delivery.id, webhook.id, webhook.url, body, webhook.secret, delivery.attempts)
+            return Message(delivery.id, webhook.id, webhook.url, body, webhook.secret, delivery.attempts, now)
     return None
 
 
@@ -167,9 +169,7 @@ def sender(private_hosts: tuple[str, ...], backend: httpcore.NetworkBackend | No
         timed = TimedBackend(checked, ANSWER_S)
         with httpcore.ConnectionPool(ssl_context, network_backend=timed, max_connections=1) as pool:
             try:
-                request = pool.stream(
-                    "POST", message.url, headers=headers(message, datetime.now(UTC)), content=message.body.encode()
-                )
+                request = pool.stream("POST", message.url, headers=headers(message), content=message.body.encode())
                 with request as response:
                     return Answer(response.status, None)
             except ForbiddenAddressError as error:
@@ -180,12 +180,12 @@ def sender(private_hosts: tuple[str, ...], backend: httpcore.NetworkBackend | No
     return send
 
 
-def headers(message: Message, now: datetime) -> dict[str, str]:
-    """now: aware."""
+def headers(message: Message) -> dict[str, str]:
+    at = message.claimed_at.astimezone(UTC)
     return {
         "Content-Type": "application/json",
         "User-Agent": "modalbridge",
         "webhook-id": message.id,
-        "webhook-timestamp": str(int(now.timestamp())),
-        "webhook-signature": Signer(message.secret).sign(message.id, now.astimezone(UTC), message.body),
+        "webhook-timestamp": str(int(at.timestamp())),
+        "webhook-signature": Signer(message.secret).sign(message.id, at, message.body),
     }

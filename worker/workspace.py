@@ -94,13 +94,13 @@ def _link(source: Path, destination: Path) -> None:
     aside.rename(destination)
 
 
-def remove(work_dir: Path, job_id: str, through: int) -> None:
+def remove(work_dir: Path, job_id: str, through: int, but: Path | None = None) -> None:
     """The attempts of a job up to that one: a client may have had it tried again meanwhile, and a later one is at work here. What another
     process deletes or writes meanwhile is left to the next housekeeping."""
     job = work_dir / job_id
     for folder in [*job.glob("attempt-*"), *job.glob("gone-*")]:
         kind, _, number = folder.name.partition("-")
-        if int(number) <= through:
+        if int(number) <= through and folder != but:
             # All at once to whoever looks, as a later attempt does for what it can carry.
             gone = folder.with_name(f"gone-{number}")
             with suppress(OSError):
@@ -109,6 +109,21 @@ def remove(work_dir: Path, job_id: str, through: int) -> None:
                 shutil.rmtree(gone)
     with suppress(OSError):  # not empty, or gone
         job.rmdir()
+
+
+def shed(work_dir: Path, job_id: str, through: int) -> None:
+    """Makes room on a full disk: of the attempts of a job up to that one its newest checkpoint alone is left, for the next to carry."""
+    newest = Workspace(work_dir / job_id / f"attempt-{newest_checkpoint(work_dir, job_id, through + 1)}")
+    for path in (path for path in newest.folder.glob("*") if path != newest.out):
+        _remove(path)
+    for path in (path for path in newest.out.glob("*") if path != newest.checkpoint):
+        _remove(path)
+    remove(work_dir, job_id, through, but=newest.folder)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def jobs_here(work_dir: Path) -> Iterator[str]:

@@ -39,6 +39,7 @@ PART_BYTES = 8 * 2**20
 CONNECTIONS = 64
 _READ = 1 << 18
 _AWAY = (ClientError, BotoCoreError, Boto3Error)
+_WRONG_CLOCK = frozenset({"RequestTimeTooSkewed", "RequestExpired"})
 _MISSING = frozenset({"NoSuchKey", "404", "NotFound"})
 
 
@@ -156,6 +157,8 @@ class S3Blobs:
                 return (
                     f"there is no bucket {self.bucket!r} at {self.endpoint or 'AWS'}: make it, or correct MODALBRIDGE_BLOBS_URL"
                 )
+            if said["Code"] in _WRONG_CLOCK:
+                return f"{self!r} refuses the time of this request ({said['Code']}): set this machine's clock, by NTP"
             if status in (401, 403):
                 return f"{self!r} refuses these credentials ({said['Code']}): look at AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they may do"
             return f"{self!r} answers {status} {said['Code']}: {said.get('Message', '')}"

@@ -84,10 +84,10 @@ def stage(aside: Path) -> Staged:
     return Staged(Path(name), os.fdopen(descriptor, "wb"))
 
 
-def clear(aside: Path, older_than_s: float) -> int:
+def clear(aside: Path, older_than_s: float, names: str = "*") -> int:
     """Removes files that have not been written to for so long; how many."""
     before, cleared = time.time() - older_than_s, 0
-    for path in aside.glob("*"):
+    for path in aside.glob(names):
         try:
             if path.stat().st_mtime < before:
                 path.unlink()

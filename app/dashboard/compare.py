@@ -1,4 +1,4 @@
-"""The page of two jobs side by side: what was asked for differently, what came of it, and their curves over each other."""
+"""The page of two jobs side by side: what was asked for differently, what came of it, their pictures and their curves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app.dashboard import results
+from app.dashboard import aligned, pictures, results
 from app.dashboard.job import POINTS, SERIES
 from app.dashboard.pages import page
 from app.jobs import queries, service
@@ -19,6 +19,7 @@ router = APIRouter()
 OFFERED = 100
 """The newest jobs, to choose from."""
 SHOWN = ("source_only", "adapted")
+NOT_YET = "A job has its pictures once it has succeeded."
 
 
 @router.get("/compare")
@@ -37,9 +38,17 @@ def compare(
     found = [service.read(db, tenant, one) for one in job]
     choice["offered"] |= {one.id: one.name or "without a name" for one in found}
     curves: dict[str, list[tuple[int, float]]] = {}
-    for one in job:
+    strips = []
+    for one in found:
         with db.read() as session:
-            curves = queries.curves(session, tenant, one, points=POINTS, series=SERIES) | curves
+            curves = queries.curves(session, tenant, one.id, points=POINTS, series=SERIES) | curves
+            artifacts = queries.artifacts_of(session, tenant, one.id)
+        shown = (
+            pictures.of_job(request.app.state.blobs, artifacts, one.request.get("pictures"))
+            if one.result is not None
+            else NOT_YET
+        )
+        strips.append(shown)
     asked = [dict(flat(one.request)) for one in found]
     return page(
         "compare.html",
@@ -49,6 +58,10 @@ def compare(
         same=sum(asked[0].get(path) == value for path, value in asked[1].items()),
         measures=measures([one.result for one in found]),
         groups=results.GROUPS,
+        strips=strips,
+        aligned=aligned.of_two(strips, [one.request for one in found]),
+        kinds=pictures.KINDS,
+        columns=pictures.COLUMNS,
         curves=dict(sorted(curves.items())),
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
@@ -40,9 +41,11 @@ def one_job(request: Request, job_id: str, tenant: Tenant) -> Response:
         warnings = queries.events_of_kind(session, tenant, job_id, ["warning"], limit=WARNINGS)
         curves = queries.curves(session, tenant, job_id, points=POINTS, series=SERIES)
         artifacts = queries.artifacts_of(session, tenant, job_id)
+        run_id = queries.mlflow_run(session, tenant, job_id)
     return page(
         "job.html",
         **_live(request, job),
+        mlflow_run=run_address(state.settings.mlflow_ui_url, run_id),
         log=log,
         warnings=warnings,
         curves=curves,
@@ -64,6 +67,17 @@ def live(request: Request, job_id: str, tenant: Tenant) -> Response:
     """What changes while a job runs. Once it is over the whole page has changed, and HTMX is told to ask for that."""
     job = service.read(request.app.state.db, tenant, job_id)
     return page("live.html", headers={"HX-Refresh": "true"} if job.status in TERMINAL else None, **_live(request, job))
+
+
+def run_address(base: str, run_id: str | None) -> str | None:
+    """Of a run's page in MLflow. base: the operator's; what the tracking server calls the run is no more than the last part of it.
+
+    >>> run_address("https://mlflow.example/", "0af7651916cd43dd8448eb211c80319c")
+    'https://mlflow.example/#/runs/0af7651916cd43dd8448eb211c80319c'
+    >>> run_address("https://mlflow.example", "../x?y#z")
+    'https://mlflow.example/#/runs/..%2Fx%3Fy%23z'
+    """
+    return f"{base.rstrip('/')}/#/runs/{quote(run_id, safe='')}" if base and run_id else None
 
 
 def _live(request: Request, job: Job) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from app.artifacts.table import Artifact
 from app.errors import Problem
 from app.jobs import events, queue
 from app.jobs.states import FOLLOWS, LEASED, RETRIED, TERMINAL, Status
-from app.jobs.table import Job, JobMetric
+from app.jobs.table import Job, JobMetric, MlflowExport
 
 LONGEST_BACKOFF = timedelta(minutes=10)
 
@@ -182,15 +182,26 @@ def hand_back(session: Session, claim: Claim, *, now: datetime) -> Job | None:
     return job
 
 
-def lose(session: Session, claim: Claim, reason: str, *, most: int, backoff: timedelta, now: datetime) -> Job | None:
-    """The attempt vanished without a word. Queued again, to be tried after `backoff`, after twice that the next time and so on
-    up to ten minutes; or failed once `most` attempts were lost this way."""
-    return _lost(session, claim.job_id, *_held(claim), reason=reason, most=most, backoff=backoff, now=now) or finish_cancel(
-        session, claim, now=now
-    )
+def lose(
+    session: Session, claim: Claim, reason: str, *, most: int, backoff: timedelta, now: datetime, problem: Problem | None = None
+) -> Job | None:
+    """The attempt vanished without a word, or its machine could not bear it. Queued again, to be tried after `backoff`, after twice
+    that the next time and so on up to ten minutes; or failed once `most` attempts were lost this way, with `problem` where it is
+    known."""
+    job = _lost(session, claim.job_id, *_held(claim), reason=reason, most=most, backoff=backoff, now=now, problem=problem)
+    return job or finish_cancel(session, claim, now=now)
 
 
-def _lost(session: Session, job_id: str, *where: Any, reason: str, most: int, backoff: timedelta, now: datetime) -> Job | None:
+def _lost(
+    session: Session,
+    job_id: str,
+    *where: Any,
+    reason: str,
+    most: int,
+    backoff: timedelta,
+    now: datetime,
+    problem: Problem | None = None,
+) -> Job | None:
     # It changes with the attempt alone, which `where` names.
     lost = session.scalar(sa.select(Job.lost_attempts).where(Job.id == job_id)) or 0
     delay = min(backoff * 2 ** min(lost, 10), max(backoff, LONGEST_BACKOFF))
@@ -210,13 +221,14 @@ def _lost(session: Session, job_id: str, *where: Any, reason: str, most: int, ba
         message = f"attempt {again.attempt} was lost: {reason}; queued again to go on from the last checkpoint{after}"
         events.append(session, again, "state", message, {"status": again.status, "lost_attempts": again.lost_attempts}, now=now)
         return again
-    problem = Problem("attempts_exhausted", f"{most} attempts were lost; the last one: {reason}").document()
+    words = f"{most} attempts were lost; the last one: {reason}"
+    error = (problem or Problem("attempts_exhausted", words)).document()
     gone = _change(
-        session, job_id, Status.RUNNING, *where, now=now, status=Status.FAILED, error=problem, lost_attempts=Job.lost_attempts + 1
+        session, job_id, Status.RUNNING, *where, now=now, status=Status.FAILED, error=error, lost_attempts=Job.lost_attempts + 1
     )
     if gone is not None:
-        data = {"status": gone.status, "code": problem["code"], "lost_attempts": gone.lost_attempts}
-        events.append(session, gone, "state", f"failed: {problem['detail']}", data, now=now)
+        data = {"status": gone.status, "code": error["code"], "lost_attempts": gone.lost_attempts}
+        events.append(session, gone, "state", f"failed: {words}", data, now=now)
     return gone
 
 
@@ -298,4 +310,7 @@ def retry(session: Session, tenant_id: str, job_id: str, *, now: datetime) -> Jo
     )
     if job is not None:
         events.append(session, job, "state", "queued again by a client", {"status": job.status}, now=now)
+        # An export that is under way has read that the job is over.
+        more = {"next_at": now, "claims": MlflowExport.claims + 1}
+        session.execute(sa.update(MlflowExport).where(MlflowExport.job_id == job_id).values(more))
     return job

@@ -10,11 +10,17 @@ from sqlalchemy.orm import Session
 
 from app.artifacts.table import Artifact
 from app.jobs.states import Status
-from app.jobs.table import Job, JobEvent, JobLabel, JobMetric, Worker
+from app.jobs.table import Job, JobEvent, JobLabel, JobMetric, MlflowExport, Worker
 
 
 def by_id(session: Session, tenant_id: str, job_id: str) -> Job | None:
     return session.scalar(sa.select(Job).where(Job.tenant_id == tenant_id, Job.id == job_id))
+
+
+def mlflow_run(session: Session, tenant_id: str, job_id: str) -> str | None:
+    """The id of its run in MLflow, once there is one."""
+    found = sa.select(MlflowExport.run_id).join(Job, Job.id == MlflowExport.job_id)
+    return session.scalar(found.where(Job.tenant_id == tenant_id, Job.id == job_id))
 
 
 def names(session: Session, tenant_id: str, job_ids: Collection[str]) -> dict[str, str | None]:

@@ -20,8 +20,10 @@ class Job(Base):
         sa.CheckConstraint("(status in ('running', 'cancelling')) = (lease_expires_at is not null)", name="lease"),
         sa.Index("ix_jobs_list", "tenant_id", "id"),
         sa.Index("ix_jobs_list_by_status", "tenant_id", "status", "id"),
-        sa.Index("ix_jobs_claim", "status", "queued_at", "id"),
+        sa.Index("ix_jobs_claim", "status", "needs_cuda", "queued_at", "id"),
         sa.Index("ix_jobs_turns", "status", "share", "rank", "queued_at", "id"),
+        # Of a worker without a CUDA device: for it the first by the other one may be behind any number that are not for it.
+        sa.Index("ix_jobs_turns_by_device", "status", "share", "needs_cuda", "rank", "queued_at", "id"),
         sa.Index("ix_jobs_source_model", "source_model_id"),
     )
 
@@ -137,9 +139,10 @@ class JobMetric(Base):
 
 
 class MlflowExport(Base):
-    """A job of which MLflow is to be told, or told more: from its first claim until its end has arrived there."""
+    """What MLflow was told of a job, and when it is to be told more: from the job's first claim until it is deleted."""
 
     __tablename__ = "mlflow_exports"
+    __table_args__ = (sa.Index("ix_mlflow_exports_due", "next_at"),)
 
     job_id: Mapped[str] = mapped_column(sa.String(40), primary_key=True)
     """No foreign key: a job may be deleted before MLflow has heard of its end."""
@@ -150,7 +153,8 @@ class MlflowExport(Base):
     """The fencing token of the workers that export."""
     failures: Mapped[int] = mapped_column(default=0)
     """In a row."""
-    next_at: Mapped[datetime] = mapped_column(Timestamp)
+    next_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    """None: there is nothing more to tell, as the job's end has arrived or it was given up. A retry has more."""
     error: Mapped[str | None] = mapped_column(sa.String(500))
     """Of the last try, if it failed."""
 

@@ -71,7 +71,7 @@ def delete(request: Request, webhook_id: str, tenant: Tenant) -> Response:
     status_code=202,
     response_model=DeliveryView,
     summary="Have a test message sent",
-    responses=documented("not_found"),
+    responses=documented("not_found", "webhook_gone"),
 )
 def test(request: Request, webhook_id: str, tenant: Tenant) -> Any:
     return service.test(request.app.state.db, tenant, webhook_id)

@@ -56,8 +56,12 @@ def delete(db: Database, tenant_id: str, webhook_id: str) -> None:
 
 
 def test(db: Database, tenant_id: str, webhook_id: str) -> Delivery:
-    """A message of type webhook.test is on its way. Raises Problem not_found."""
+    """A message of type webhook.test is on its way. Raises Problem not_found, webhook_gone."""
     webhook = read(db, tenant_id, webhook_id)
+    if webhook.gone_at is not None:
+        raise Problem(
+            "webhook_gone", f"it did so at {webhook.gone_at.isoformat(timespec='seconds')}, and nothing is sent to it since"
+        )
     with db.write() as session:
         return outbox.add(session, webhook, outbox.TEST, {"id": webhook.id}, db.now(session))
 

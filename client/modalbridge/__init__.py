@@ -1,7 +1,7 @@
 """The Python client of ModalBridge. `modalbridge.errors` has the tree of what can go wrong."""
 
-from modalbridge.async_client import AsyncClient, AsyncDatasets, AsyncJob, AsyncJobs, AsyncSourceModels
-from modalbridge.client import Client, Datasets, Job, Jobs, SourceModels
+from modalbridge.async_client import AsyncClient, AsyncDatasets, AsyncJob, AsyncJobs, AsyncSourceModels, AsyncWebhooks
+from modalbridge.client import Client, Datasets, Job, Jobs, SourceModels, Webhooks
 from modalbridge.errors import (
     Conflict,
     ConnectionFailed,
@@ -12,6 +12,7 @@ from modalbridge.errors import (
     Invalid,
     InvalidArchive,
     InvalidReference,
+    InvalidSignature,
     InvalidSourceModel,
     JobActive,
     JobCancelled,
@@ -32,7 +33,9 @@ from modalbridge.errors import (
     TooManyWebhooks,
     Unavailable,
     UnexpectedAnswer,
+    WebhookGone,
 )
+from modalbridge.receiving import verify
 from modalbridge.requests import (
     Data,
     Export,
@@ -45,16 +48,30 @@ from modalbridge.requests import (
     StoredSourceModel,
     Target,
 )
-from modalbridge.results import Artifact, Dataset, Event, Health, JobState, MetricPoint, Progress, SourceModel
+from modalbridge.results import (
+    Artifact,
+    Dataset,
+    Delivery,
+    Event,
+    Health,
+    JobState,
+    MetricPoint,
+    Progress,
+    SourceModel,
+    Webhook,
+    WebhookMessage,
+)
 from modalbridge.retries import Retries
 from modalbridge.wire import VERSION
 
 __version__ = VERSION
 __all__ = [
-    "Artifact", "AsyncClient", "AsyncDatasets", "AsyncJob", "AsyncJobs", "AsyncSourceModels", "Client", "Conflict", "ConnectionFailed", "Data",
-    "Dataset", "DatasetInUse", "Datasets", "DigestMismatch", "Event", "Export", "Health", "IdempotencyConflict", "Images", "Input", "Internal", "Invalid", "InvalidArchive", "InvalidReference",
+    "Artifact", "AsyncClient", "AsyncDatasets", "AsyncJob", "AsyncJobs", "AsyncSourceModels", "AsyncWebhooks", "Client", "Conflict",
+    "ConnectionFailed", "Data", "Dataset", "DatasetInUse", "Datasets", "Delivery", "DigestMismatch", "Event", "Export", "Health",
+    "IdempotencyConflict", "Images", "Input", "Internal", "Invalid", "InvalidArchive", "InvalidReference", "InvalidSignature",
     "InvalidSourceModel", "Job", "JobActive", "JobCancelled", "JobEnded", "JobFailed", "JobFinished", "JobNotSucceeded",
-    "JobRequest", "JobState", "Jobs", "MetricPoint", "ModalBridgeError", "NotFound", "NotReady", "NotRetryable", "Pairs", "ProblemError",
-    "Progress", "QuotaExceeded", "Retries", "Scaling", "ServiceFault", "SourceModel", "SourceModelDescription", "SourceModelInUse", "SourceModels",
-    "StorageFull", "StoredSourceModel", "Target", "Timeout", "TooManyWebhooks", "Unavailable", "UnexpectedAnswer", "__version__",
+    "JobRequest", "JobState", "Jobs", "MetricPoint", "ModalBridgeError", "NotFound", "NotReady", "NotRetryable", "Pairs",
+    "ProblemError", "Progress", "QuotaExceeded", "Retries", "Scaling", "ServiceFault", "SourceModel", "SourceModelDescription",
+    "SourceModelInUse", "SourceModels", "StorageFull", "StoredSourceModel", "Target", "Timeout", "TooManyWebhooks", "Unavailable", "UnexpectedAnswer",
+    "Webhook", "WebhookGone", "WebhookMessage", "Webhooks", "__version__", "verify",
 ]  # fmt: skip

@@ -14,9 +14,9 @@ from typing import Any, Self
 
 import httpx
 
-from modalbridge import client, download, events, job_calls, service_calls, wire
+from modalbridge import client, download, events, job_calls, service_calls, webhook_calls, wire
 from modalbridge.requests import JobRequest, SourceModelDescription
-from modalbridge.results import Artifact, Dataset, Event, Health, JobState, MetricPoint, SourceModel
+from modalbridge.results import Artifact, Dataset, Delivery, Event, Health, JobState, MetricPoint, SourceModel, Webhook
 from modalbridge.retries import Retries
 from modalbridge.steps import Answer, Emit, Open, Read, Run, Send, Sleep, Steps, Tell
 
@@ -46,6 +46,7 @@ class AsyncClient:
         self.jobs = AsyncJobs(self._performer, retries)
         self.source_models = AsyncSourceModels(self._performer, retries)
         self.datasets = AsyncDatasets(self._performer, retries)
+        self.webhooks = AsyncWebhooks(self._performer, retries)
 
     async def __aenter__(self) -> Self:
         return self
@@ -203,12 +204,38 @@ class AsyncDatasets:
         await self._run(service_calls.delete_dataset(self._retries, dataset))
 
 
+class AsyncWebhooks:
+    """Webhooks, for asyncio."""
+
+    def __init__(self, performer: AsyncPerformer, retries: Retries) -> None:
+        self._run, self._iterate, self._retries = performer.run, performer.iterate, retries
+
+    async def create(self, url: str, types: Iterable[str] | None = None) -> Webhook:
+        return await self._run(webhook_calls.create(self._retries, url, types))
+
+    def list(self, *, page_size: int = 50) -> AsyncIterator[Webhook]:
+        return self._iterate(webhook_calls.list_webhooks(self._retries, page_size))
+
+    async def get(self, webhook: str | Webhook) -> Webhook:
+        return await self._run(webhook_calls.get(self._retries, webhook))
+
+    async def delete(self, webhook: str | Webhook) -> None:
+        await self._run(webhook_calls.delete(self._retries, webhook))
+
+    async def test(self, webhook: str | Webhook) -> Delivery:
+        return await self._run(webhook_calls.test(self._retries, webhook))
+
+    def deliveries(self, webhook: str | Webhook, *, page_size: int = 50) -> AsyncIterator[Delivery]:
+        return self._iterate(webhook_calls.deliveries(self._retries, webhook, page_size))
+
+
 for _ours, _theirs in (
     (AsyncClient, client.Client),
     (AsyncJobs, client.Jobs),
     (AsyncJob, client.Job),
     (AsyncDatasets, client.Datasets),
     (AsyncSourceModels, client.SourceModels),
+    (AsyncWebhooks, client.Webhooks),
 ):
     for _name, _method in vars(_ours).items():
         if inspect.isfunction(_method) and _method.__doc__ is None and _name in vars(_theirs):

@@ -13,9 +13,9 @@ from typing import Any, Self
 
 import httpx
 
-from modalbridge import download, events, job_calls, service_calls, wire
+from modalbridge import download, events, job_calls, service_calls, webhook_calls, wire
 from modalbridge.requests import JobRequest, SourceModelDescription
-from modalbridge.results import Artifact, Dataset, Event, Health, JobState, MetricPoint, SourceModel
+from modalbridge.results import Artifact, Dataset, Delivery, Event, Health, JobState, MetricPoint, SourceModel, Webhook
 from modalbridge.retries import Retries
 from modalbridge.steps import Answer, Emit, Open, Read, Run, Send, Sleep, Steps, Tell
 
@@ -44,6 +44,7 @@ class Client:
         self.jobs = Jobs(self._performer, retries)
         self.source_models = SourceModels(self._performer, retries)
         self.datasets = Datasets(self._performer, retries)
+        self.webhooks = Webhooks(self._performer, retries)
 
     def __enter__(self) -> Self:
         return self
@@ -226,6 +227,38 @@ class Datasets:
     def delete(self, dataset: str | Dataset) -> None:
         """Raises NotFound, DatasetInUse."""
         self._run(service_calls.delete_dataset(self._retries, dataset))
+
+
+class Webhooks:
+    """A webhook is named by its id or by a Webhook."""
+
+    def __init__(self, performer: Performer, retries: Retries) -> None:
+        self._run, self._iterate, self._retries = performer.run, performer.iterate, retries
+
+    def create(self, url: str, types: Iterable[str] | None = None) -> Webhook:
+        """The webhook, with its secret, which is shown this once. types: what it hears of; None: each end of a job. Raises Invalid,
+        TooManyWebhooks."""
+        return self._run(webhook_calls.create(self._retries, url, types))
+
+    def list(self, *, page_size: int = 50) -> Iterator[Webhook]:
+        """Newest first, asked for as they are needed; without secrets."""
+        return self._iterate(webhook_calls.list_webhooks(self._retries, page_size))
+
+    def get(self, webhook: str | Webhook) -> Webhook:
+        """Raises NotFound."""
+        return self._run(webhook_calls.get(self._retries, webhook))
+
+    def delete(self, webhook: str | Webhook) -> None:
+        """With its log; what is pending is not sent. Raises NotFound."""
+        self._run(webhook_calls.delete(self._retries, webhook))
+
+    def test(self, webhook: str | Webhook) -> Delivery:
+        """A message of the type webhook.test, which a worker sends. Raises NotFound, WebhookGone."""
+        return self._run(webhook_calls.test(self._retries, webhook))
+
+    def deliveries(self, webhook: str | Webhook, *, page_size: int = 50) -> Iterator[Delivery]:
+        """What was and is to be sent to it, newest first. Raises NotFound."""
+        return self._iterate(webhook_calls.deliveries(self._retries, webhook, page_size))
 
 
 class Performer:

@@ -5,6 +5,7 @@ ModalBridgeError
 ├── Timeout                 no answer within the timeout, or a job was not over in the time that `wait` was given
 ├── UnexpectedAnswer        something answered that is not this service, or is a newer one than this client can read
 ├── DigestMismatch          a file came whole, and is not the one the service has
+├── InvalidSignature        `verify` was given a message that is not the service's, was changed on its way, or is old
 ├── JobEnded                `wait` saw the job end without a model; `job` is the job
 │   ├── JobFailed           `problem` says why and what to do: the ProblemError of the job's own `error`
 │   └── JobCancelled
@@ -16,7 +17,7 @@ ModalBridgeError
     ├── NotFound            404: no such job, source model, dataset, artifact or address
     ├── Conflict            409: the state of things does not allow it
     │   ├── IdempotencyConflict, JobActive, JobFinished, JobNotSucceeded, NotRetryable, SourceModelInUse,
-    │   │   DatasetInUse, TooManyWebhooks
+    │   │   DatasetInUse, TooManyWebhooks, WebhookGone
     └── ServiceFault        5xx: the request may be right, the service could not
         ├── NotReady, Unavailable, StorageFull, QuotaExceeded, Internal
 
@@ -56,6 +57,10 @@ class DigestMismatch(ModalBridgeError):
     def __init__(self, name: str, expected: str, found: str) -> None:
         super().__init__(f"{name}: its sha256 is {found}, the service gave {expected}; nothing was kept, download it again")
         self.name, self.expected, self.found = name, expected, found
+
+
+class InvalidSignature(ModalBridgeError):
+    """A webhook's message is not the service's, was changed on its way, or is too old. Answer it with 400, and do nothing."""
 
 
 class ProblemError(ModalBridgeError):
@@ -130,6 +135,10 @@ class TooManyWebhooks(Conflict):
     """One that is no longer needed must be deleted first."""
 
 
+class WebhookGone(Conflict):
+    """Its address answered 410, and nothing is sent to it any more."""
+
+
 class ServiceFault(ProblemError):
     """The request may be right; the service could not."""
 
@@ -184,6 +193,7 @@ BY_CODE: dict[str, type[ProblemError]] = {
     "source_model_in_use": SourceModelInUse,
     "dataset_in_use": DatasetInUse,
     "too_many_webhooks": TooManyWebhooks,
+    "webhook_gone": WebhookGone,
     "storage_full": StorageFull,
     "quota_exceeded": QuotaExceeded,
     "not_ready": NotReady,

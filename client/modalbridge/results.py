@@ -5,7 +5,7 @@ A status, a phase, a kind of event is a plain text: a new one does not break an 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, Self
@@ -13,6 +13,9 @@ from typing import Any, Self
 from modalbridge.errors import UnexpectedAnswer
 
 FINAL = frozenset({"succeeded", "failed", "cancelled"})
+MOMENTS = (
+    "at", "created_at", "queued_at", "started_at", "finished_at", "updated_at", "gone_at", "next_at", "timestamp",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,51 @@ class Dataset(Document):
 
 
 @dataclass(frozen=True)
+class Webhook(Document):
+    """types: what it hears of. gone_at: when it answered 410; nothing is sent to it since. secret: what messages are signed with;
+    of a webhook that was just made alone."""
+
+    id: str
+    url: str
+    types: Sequence[str]
+    gone_at: datetime | None
+    created_at: datetime
+    secret: str | None = field(default=None, repr=False)
+    raw: Mapping[str, Any] = raw()
+
+
+@dataclass(frozen=True)
+class Delivery(Document):
+    """A message for a webhook, through all of its attempts. id: its `webhook-id`. status: pending, delivered or failed. next_at:
+    while it is pending, of the next attempt. response_status: of the last answer; error: why there was none."""
+
+    id: str
+    type: str
+    job_id: str | None
+    payload: Mapping[str, Any]
+    status: str
+    attempts: int
+    next_at: datetime | None
+    response_status: int | None
+    error: str | None
+    created_at: datetime
+    finished_at: datetime | None
+    raw: Mapping[str, Any] = raw()
+
+
+@dataclass(frozen=True)
+class WebhookMessage(Document):
+    """What a webhook received. id: the same each time that it comes. type: job.succeeded, job.failed, job.cancelled, job.progress
+    or webhook.test. timestamp: of what happened. data: of a job id, status, attempt and url."""
+
+    id: str
+    type: str
+    timestamp: datetime
+    data: Mapping[str, Any]
+    raw: Mapping[str, Any] = raw()
+
+
+@dataclass(frozen=True)
 class Health(Document):
     """ready: jobs are accepted and run. checks: each part, "ok" or what is wrong with it. server_time: by the answer's Date,
     to the second."""
@@ -166,7 +214,7 @@ def _moment(value: Any) -> datetime | None:
 
 _READERS: dict[str, Callable[[Any], Any]] = {
     "progress": lambda value: None if value is None else Progress.read(value),
-    **dict.fromkeys(("at", "created_at", "queued_at", "started_at", "finished_at", "updated_at"), _moment),
+    **dict.fromkeys(MOMENTS, _moment),
 }
 
 

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from typing import Any
 
-from modalbridge import AsyncClient, AsyncDatasets, AsyncJob, AsyncJobs, AsyncSourceModels
+from modalbridge import AsyncClient, AsyncDatasets, AsyncJob, AsyncJobs, AsyncSourceModels, AsyncWebhooks
 
-OURS = (AsyncClient, AsyncDatasets, AsyncJob, AsyncJobs, AsyncSourceModels)
+OURS = (AsyncClient, AsyncDatasets, AsyncJob, AsyncJobs, AsyncSourceModels, AsyncWebhooks)
 
 
 class Blocking:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -20,6 +21,7 @@ from app.jobs import lifecycle
 from app.jobs.table import Job
 from app.settings import Settings
 from app.source_models.table import SourceModel
+from app.webhooks.table import Webhook
 from blocking import Blocking
 from faults import Proxy, proxy_to
 from modalbridge import AsyncClient, Client, Retries
@@ -49,7 +51,9 @@ def served(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, data
     """One front end for all tests, over SQLite: the client cannot tell."""
     folder = tmp_path_factory.mktemp("var")
     (folder / "modalbridge.db").write_bytes(sqlite_template.read_bytes())
-    with serving(Settings(data_dir=folder, data_roots=(data_root,), max_upload_bytes=2**16)) as running:
+    with serving(
+        Settings(data_dir=folder, data_roots=(data_root,), max_upload_bytes=2**16, webhook_private_hosts=("127.0.0.1",))
+    ) as running:
         yield running
 
 
@@ -58,7 +62,7 @@ def service(served: Service) -> Iterator[Service]:
     """Empty at each test's beginning."""
     yield served
     with served.db.write() as session:
-        for table in (Job, SourceModel, Dataset):  # the rest is deleted along with its job
+        for table in (Job, SourceModel, Dataset, Webhook):  # the rest is deleted along with its job
             session.execute(sa.delete(table))
 
 
@@ -101,6 +105,13 @@ def faulty(connect: Callable[..., Client], proxy: Proxy) -> Client:
 def weights(tmp_path: Path) -> Path:
     path = tmp_path / "rgb.safetensors"
     path.write_bytes(safetensors())
+    return path
+
+
+@pytest.fixture
+def job_file(request_body: dict[str, Any], tmp_path: Path) -> Path:
+    path = tmp_path / "job.json"
+    path.write_text(json.dumps({"$schema": "job.schema.json"} | request_body))
     return path
 
 

@@ -1,4 +1,4 @@
-"""The command, as scripts and people use it: what it prints where, and every exit code."""
+"""The command, as scripts and people use it: what it prints where."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import select
-import signal
 import subprocess
 import sys
 import threading
@@ -14,38 +13,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from app.database import EMBEDDED_TENANT
 from app.jobs import events, lifecycle, queries
+from command import run, started
 from conftest import CLIENT, Jobs
-from faults import Proxy, damaged, instead, renamed
+from faults import Proxy, instead
 from modalbridge.cli.app import app
 from modalbridge.cli.exits import Exit
 from tests.archives import made, of_folder
 from tests.conftest import Service
 
 PROGRESS = {"phase": "bridging", "step": 120, "of": 600, "fraction": 0.5, "eta_s": 412.0, "losses": {"L_rec": 0.031}}
-
-
-def run(url: str, *words: object) -> Result:
-    """In this process."""
-    return CliRunner().invoke(app, [*map(str, words), "--url", url])
-
-
-def started(url: str, *words: str, **how: Any) -> subprocess.Popen[bytes]:
-    """The command as a process of its own."""
-    env = os.environ | {"PYTHONPATH": str(CLIENT), "MODALBRIDGE_URL": url, "COLUMNS": "120"}
-    return subprocess.Popen([sys.executable, "-m", "modalbridge", *words], env=env, **how)
-
-
-@pytest.fixture
-def job_file(request_body: dict[str, Any], tmp_path: Path) -> Path:
-    path = tmp_path / "job.json"
-    path.write_text(json.dumps({"$schema": "job.schema.json"} | request_body))
-    return path
 
 
 def test_submit_prints_the_id_alone(service: Service, job_file: Path, weights: Path) -> None:
@@ -57,152 +38,6 @@ def test_submit_prints_the_id_alone(service: Service, job_file: Path, weights: P
     assert json.loads(in_json.stdout)["source_model_id"] == job["source_model_id"] and in_json.stderr == ""
     again = [run(service.url, "submit", job_file, "--weights", weights, "--idempotency-key", "k").stdout for _ in range(2)]
     assert again[0] == again[1] != done.stdout
-
-
-def test_a_job_file_may_be_yaml(service: Service, data: Path, tmp_path: Path, weights: Path) -> None:
-    path = tmp_path / "job.yaml"
-    path.write_text(
-        f"""
-        name: 2026-01-01        # a text, as YAML 1.2 has it
-        labels: {{on: yes, off: "1"}}
-        source_model: {{architecture: torchvision/resnet18, classes: [no, off], input: {{size: 0032}}}}
-        data:
-          target: {{uri: "file://{data}/target"}}
-          pairs: {{uri: "file://{data}/pairs"}}
-          evaluation:
-        settings: {{transfer: {{lr: 1e-3}}}}
-        """
-    )
-    done = run(service.url, "submit", path, "--weights", weights, "--json")
-    assert done.exit_code == 0, done.stderr
-    job = json.loads(done.stdout)
-    assert (job["name"], job["labels"]) == ("2026-01-01", {"on": "yes", "off": "1"})
-    assert job["request"]["settings"]["transfer"]["lr"] == 0.001
-    model = service.client.get(f"/source-models/{job['source_model_id']}").json()
-    assert model["description"]["classes"] == ["no", "off"] and model["description"]["input"]["size"] == 32
-
-
-def test_yaml_without_pyyaml_says_what_to_install(tmp_path: Path) -> None:
-    (tmp_path / "job.yaml").write_text("seed: 1")
-    code = "import sys; sys.modules['yaml'] = None; from modalbridge.cli.app import main; main()"
-    env = os.environ | {"PYTHONPATH": str(CLIENT)}
-    done = subprocess.run([sys.executable, "-c", code, "submit", tmp_path / "job.yaml"], env=env, capture_output=True, text=True)
-    assert done.returncode == Exit.USAGE and "pip install pyyaml" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [
-        ("job.json", b"{", "not JSON"),
-        ("job.txt", b"seed: 1", "YAML is told by its ending"),
-        ("job.json", b'{"seed": NaN}', "NaN is not a number"),
-        ("job.json", b"[]", "holds a list"),
-        ("job.json", b"\xff\xfe", "not UTF-8"),
-        ("job.yaml", b"{", "not YAML"),
-        ("job.yaml", b"a: !!python/object:os.system {}", "not YAML"),
-        ("job.yaml", b"", "holds a NoneType"),
-    ],
-)
-def test_a_job_file_that_is_none_is_usage(name: str, content: bytes, words: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(content)
-    done = run("http://127.0.0.1:9", "submit", tmp_path / name)
-    assert done.exit_code == Exit.USAGE and words in done.stderr and done.stdout == ""
-
-
-def test_usage_is_2(service: Service, tmp_path: Path, job_file: Path, weights: Path, jobs: Jobs) -> None:
-    job_id = jobs.succeeded()
-    (tmp_path / "there").write_bytes(b"mine")
-    for words in (
-        ("frobnicate",),
-        ("show",),
-        ("ls", "--limit", "0"),
-        ("ls", "--label", "team"),
-        ("submit", tmp_path / "none.json"),
-        ("submit", job_file, "--weights", tmp_path / "none"),
-        ("submit", job_file, "--weights", weights, "--model", "model_x"),
-        ("download", job_id, "-o", tmp_path / "there"),
-        ("download", job_id, "-o", tmp_path / "no" / "such" / "folder"),
-        ("download", job_id, "model.safetensors", "--all"),
-    ):
-        assert run(service.url, *words).exit_code == Exit.USAGE, words
-    assert run("no-url", "ls").exit_code == Exit.USAGE
-    assert (tmp_path / "there").read_bytes() == b"mine"
-
-
-def test_a_failed_job_is_1_and_a_cancelled_one_6(service: Service, jobs: Jobs) -> None:
-    claim = jobs.running()
-    jobs.fail(claim)
-    done = run(service.url, "watch", claim.job_id)
-    assert done.exit_code == Exit.JOB_FAILED and done.stdout == ""
-    assert "The training diverged: L_rec is nan at step 7" in done.stderr and "Lower the stage's learning rate" in done.stderr
-    in_json = run(service.url, "watch", claim.job_id, "--json")
-    assert in_json.exit_code == Exit.JOB_FAILED and json.loads(in_json.stdout)["error"]["code"] == "training_diverged"
-    job_id = jobs.queued()
-    assert run(service.url, "cancel", job_id).stdout == f"{job_id} cancelled\n"
-    assert run(service.url, "retry", job_id).stdout == f"{job_id} queued\n"
-    assert run(service.url, "retry", job_id).exit_code == Exit.REFUSED
-    assert run(service.url, "cancel", job_id).stdout == f"{job_id} cancelled\n"
-    assert run(service.url, "watch", job_id).exit_code == Exit.JOB_CANCELLED
-
-
-def test_an_unreachable_service_is_3(proxy: Proxy) -> None:
-    assert run("http://127.0.0.1:9", "watch", "job_x", "--timeout", "1").exit_code == Exit.UNREACHABLE
-    assert run("http://127.0.0.1:9", "cancel", "job_x").exit_code == Exit.UNREACHABLE
-    proxy.faults += [("GET", instead(200, body=b"<html>It works!</html>"))]
-    other = run(proxy.url, "show", "job_x", "--json")
-    assert other.exit_code == Exit.UNREACHABLE and json.loads(other.stdout)["error"]["code"] == "UnexpectedAnswer"
-
-
-def test_a_refusal_is_4(service: Service, jobs: Jobs, job_file: Path, request_body: dict[str, Any], weights: Path) -> None:
-    done = run(service.url, "show", "job_none", "--json")
-    assert done.exit_code == Exit.REFUSED and json.loads(done.stdout)["error"]["code"] == "not_found"
-    assert "no job 'job_none'" in done.stderr and "req_" in done.stderr
-    job_file.write_text(json.dumps(request_body | {"seed": -1, "epoch": 3}))
-    done = run(service.url, "submit", job_file, "--weights", weights)
-    assert done.exit_code == Exit.REFUSED and done.stdout == ""
-    assert "/seed" in done.stderr and "/epoch" in done.stderr, "every fault is told"
-    assert run(service.url, "delete", jobs.queued()).exit_code == Exit.REFUSED
-    assert run(service.url, "download", jobs.queued()).exit_code == Exit.REFUSED
-
-
-def test_a_timeout_is_5_and_the_job_goes_on(service: Service, jobs: Jobs, job_file: Path, weights: Path) -> None:
-    job_id = jobs.queued()
-    done = run(service.url, "watch", job_id, "--timeout", "0.3")
-    assert done.exit_code == Exit.TIMEOUT and "goes on" in done.stderr
-    assert run(service.url, "submit", job_file, "--weights", weights, "--wait", "--timeout", "0").exit_code == Exit.TIMEOUT
-
-
-def test_a_damaged_download_is_7(proxy: Proxy, jobs: Jobs, tmp_path: Path) -> None:
-    job_id = jobs.succeeded()
-    proxy.faults += [(f"GET /jobs/{job_id}/artifacts/", damaged)]
-    done = run(proxy.url, "download", job_id, "-o", tmp_path)
-    assert done.exit_code == Exit.DAMAGED and "nothing was kept" in done.stderr
-
-
-def test_a_bug_is_70_and_never_looks_like_a_failed_job(proxy: Proxy, jobs: Jobs) -> None:
-    job_id = jobs.queued()
-    proxy.faults += [(f"GET /jobs/{job_id}", renamed(b'"labels":{"team":"robots"}', b'"labels":["team","robots"]'))]
-    done = run(proxy.url, "show", job_id)
-    assert done.exit_code == Exit.BUG and "Traceback" in done.stderr and "report" in done.stderr
-
-
-def test_ctrl_c_is_130_and_leaves_the_job_alone(service: Service, jobs: Jobs) -> None:
-    claim = jobs.running()
-    with started(service.url, "watch", claim.job_id, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as watching:
-        assert b"preparing" in watching.stderr.readline()
-        watching.send_signal(signal.SIGINT)
-        out, err = watching.communicate(timeout=20)
-    assert watching.returncode == Exit.INTERRUPTED and out == b""
-    assert f"{claim.job_id} goes on" in err.decode() and f"modalbridge cancel {claim.job_id}" in err.decode()
-    assert service.client.get(f"/jobs/{claim.job_id}").json()["status"] == "running"
-
-
-def test_a_reader_that_goes_away_is_141(service: Service, jobs: Jobs) -> None:
-    jobs.queued()
-    with started(service.url, "ls", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as listing:
-        listing.stdout.close()
-        assert listing.wait(20) == Exit.CUT_OFF
-        assert listing.stderr.read() == b""
 
 
 def test_watch_tells_phases_on_stderr_and_the_outcome_on_stdout(service: Service, jobs: Jobs) -> None:
@@ -405,15 +240,6 @@ def test_doctor_sees_clocks_that_differ_and_what_is_no_service(proxy: Proxy) -> 
     proxy.faults += [("GET /readyz", instead(500, body=b"oh"))]
     done = run(proxy.url, "doctor")
     assert done.exit_code == Exit.REFUSED and "FAIL  ready" in done.stdout
-
-
-def test_the_schema_is_that_of_the_job_file(service: Service, job_file: Path, request_body: dict[str, Any]) -> None:
-    schema = json.loads(run(service.url, "schema").stdout)
-    jsonschema.Draft202012Validator.check_schema(schema)
-    jsonschema.validate(json.loads(job_file.read_text()), schema)
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(request_body | {"epoch": 3}, schema)
-    assert json.loads(run(service.url, "schema", "--json").stdout) == schema
 
 
 def test_help_version_and_completion_are_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ PAIRS = [
     (modalbridge.Job, modalbridge.AsyncJob),
     (modalbridge.SourceModels, modalbridge.AsyncSourceModels),
     (modalbridge.Datasets, modalbridge.AsyncDatasets),
+    (modalbridge.Webhooks, modalbridge.AsyncWebhooks),
 ]
 
 

@@ -141,6 +141,14 @@ def test_wrong_credentials_are_told(bucket: Bucket, blobs: S3Blobs):
         httpx.post(f"{bucket.server}/moto-api/reset-auth", content=b"inf")
 
 
+def test_a_clock_that_the_store_finds_wrong_is_told(bucket: Bucket, blobs: S3Blobs):
+    bucket.proxy.mode = "skew"
+    with pytest.raises(
+        BlobsAwayError, match=r"refuses the time of this request \(RequestTimeTooSkewed\): set this machine's clock"
+    ):
+        blobs.check()
+
+
 # The front end over it -----------------------------------------------------------------------------------------------
 
 

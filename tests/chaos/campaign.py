@@ -18,7 +18,7 @@ import httpx
 import sqlalchemy as sa
 
 from app.artifacts.table import Artifact
-from app.broker import make_celery
+from app.broker import clear_half_written, make_celery
 from app.jobs import checkpoints
 from app.jobs.states import TERMINAL
 from app.jobs.table import Job, JobEvent
@@ -39,7 +39,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "method": "tgmb_tgkt",
         "settings": {
             "precision": "fp32",
-            "bridging": {"steps": 40, "batch_size": 8, "validate_every": 10},
+            "bridging": {"steps": 120, "batch_size": 8, "validate_every": 10},
             "transfer": {"epochs": 4, "batch_size": 16},
         },
     },
@@ -120,7 +120,7 @@ class Client:
         one = self.rng.choice(self.sent[-OPEN_JOBS:])
         answer = self._asked(http, "POST", f"/jobs/{one.id}/cancel")
         # Without an answer it may have been cancelled all the same.
-        one.cancelled |= answer is None or answer.status_code in (202, 500, 502, 503)
+        one.cancelled |= answer is None or answer.status_code in (202, 500, 502, 503, 507)
 
     def _open(self, http: httpx.Client) -> list[str]:
         """Ids of the jobs that are not over, as far as can be told; all of the last where nobody answers."""
@@ -149,6 +149,8 @@ class Outcome:
 
     seed: int
     faults: Counter[str] = field(default_factory=Counter)
+    ahead: dict[str, int] = field(default_factory=dict)
+    """Of a process's clock, in seconds."""
     answers: Counter[str] = field(default_factory=Counter)
     jobs: Counter[str] = field(default_factory=Counter)
     """By how they ended."""
@@ -178,9 +180,9 @@ def undisturbed(stack: Stack, data: Path) -> dict[str, str]:
     return found
 
 
-def run(stack: Stack, data: Path, seed: int, count: int, pause_s: float, say=lambda _: None) -> Outcome:
+def run(stack: Stack, data: Path, seed: int, count: int, pause_s: float) -> Outcome:
     """`count` faults at random instants, about `pause_s` apart, then as long as jobs end, three minutes apart at most."""
-    rng, outcome, began = random.Random(seed), Outcome(seed), time.monotonic()
+    rng, outcome, began = random.Random(seed), Outcome(seed, ahead=stack.ahead), time.monotonic()
     kinds = faults.of(stack)
     stack.start_all()
     try:
@@ -206,6 +208,9 @@ def run(stack: Stack, data: Path, seed: int, count: int, pause_s: float, say=lam
         _wait(stack, client.sent, outcome)
         outcome.answers, outcome.wrong = client.answers, outcome.wrong + client.wrong
         _look_over(stack, client.sent, reference, outcome)
+        for one in client.sent:
+            if any(one.id in words for words in outcome.wrong):
+                say(_story(stack, one.id))
     finally:
         stack.stop_all()
     _look_for_leftovers(stack, outcome)
@@ -288,6 +293,13 @@ def _events(stack: Stack, one: Sent, job: dict[str, Any], outcome: Outcome) -> N
     outcome.attempts["resumed from a checkpoint"] += len(resumed)
 
 
+def _story(stack: Stack, job_id: str) -> str:
+    """For whoever wants to know why."""
+    with stack.db.read() as session:
+        events = session.scalars(sa.select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.seq)).all()
+    return "\n".join([job_id, *(f"  {event.at:%H:%M:%S} {event.attempt} {event.kind}: {event.message}" for event in events)])
+
+
 def _look_for_leftovers(stack: Stack, outcome: Outcome) -> None:
     """When everything has stopped: processes, and after one sweep of housekeeping files that nothing names."""
     if orphans := processes_that_name(str(stack.settings.data_dir)):
@@ -295,6 +307,7 @@ def _look_for_leftovers(stack: Stack, outcome: Outcome) -> None:
     for settings in {settings.data_dir: settings for settings in map(stack.settings_of, stack.names)}.values():
         blobs = stack.blobs(settings)
         outcome.swept["half uploads"] += blobs.clear_aside(older_than_s=-60)
+        outcome.swept["half messages"] += clear_half_written(settings, older_than_s=-60)
         housekeeping.remove_work_folders(WorkerProcess(settings, stack.db, blobs, make_celery(settings)))
         if folders := list(workspace.jobs_here(settings.work_dir)):
             outcome.wrong.append(f"work folders of jobs that are over: {folders[:3]}")

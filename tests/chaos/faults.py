@@ -107,6 +107,19 @@ def database_away(stack: Stack, rng: random.Random) -> None:
     stack.refuse_connections(rng.uniform(0.5, 2) * stack.settings.lease_s)
 
 
+def database_killed(stack: Stack, rng: random.Random) -> None:
+    """The server itself, at once, and it stays away for up to two leases: it comes back by recovering."""
+    stack.postgres.crash()
+    time.sleep(rng.uniform(0, 2) * stack.settings.lease_s)
+    stack.postgres.start()
+
+
+def disk_full(stack: Stack, rng: random.Random) -> None:
+    """Of one process; of all where they share a data folder."""
+    disk = stack.disks[rng.choice(list(stack.disks))]
+    disk.be_full(rng.uniform(0.5, 2) * stack.settings.lease_s)
+
+
 def database_locked(stack: Stack, rng: random.Random) -> None:
     """SQLite: somebody else writes, and takes his time."""
     with sqlite3.connect(stack.db.url.database, timeout=30) as connection:
@@ -145,14 +158,18 @@ EVERYWHERE: tuple[Fault, ...] = (
     broker_emptied,
     message_doubled,
 )
-REDIS: tuple[Fault, ...] = (broker_killed,)
-POSTGRES: tuple[Fault, ...] = (connections_cut, database_away)
-BUCKET: tuple[Fault, ...] = (store_out_of_order, store_silent)
+SERVERS: tuple[Fault, ...] = (
+    broker_killed,
+    connections_cut,
+    database_away,
+    database_killed,
+    store_out_of_order,
+    store_silent,
+)
 SQLITE: tuple[Fault, ...] = (database_locked,)
+DISKS: tuple[Fault, ...] = (disk_full,)
 
 
 def of(stack: Stack) -> list[Fault]:
     """Those that can happen to this stack."""
-    servers = (POSTGRES if stack.db.url.get_backend_name() == "postgresql" else SQLITE) + (REDIS if stack.redis else ())
-    servers += BUCKET if stack.bucket else ()
-    return [*EVERYWHERE, *servers]
+    return [*EVERYWHERE, *(SERVERS if stack.postgres else SQLITE), *(DISKS if stack.disks else ())]

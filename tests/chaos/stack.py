@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -21,7 +21,9 @@ from app.broker import QUEUE, make_celery
 from app.database import Database
 from app.settings import Settings
 from demo.processes import ROOT, WORKER, free_port
+from tests import clocks
 from tests.s3 import CREDENTIALS, Bucket
+from tests.servers import Disk, Postgres, Redis
 from tests.worker.embedded import processes_that_name
 
 FAST = {
@@ -36,51 +38,56 @@ FAST = {
 }
 
 
+NAMES = ("front end", "worker 1", "worker 2")
+
+
 @dataclass
-class Redis:
-    """A server of its own, which can be killed."""
+class Servers:
+    """What the production set-up has of them."""
 
-    folder: Path
-    port: int = field(default_factory=free_port)
-    process: subprocess.Popen[bytes] | None = None
+    postgres: Postgres
+    redis: Redis
+    bucket: Bucket
 
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
 
-    def start(self) -> None:
-        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder)]
-        with (self.folder / "redis.log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
+def data_folders(folder: Path, apart: bool) -> dict[str, Path]:
+    """Of each process: one for all, or one for each as if it were on a machine of its own."""
+    return {name: folder / "var" / (name.replace(" ", "-") if apart else "") for name in NAMES}
 
 
 class Stack:
-    """Front end and workers over a database and a broker; `settings` are theirs. With a bucket every process has a data folder of
-    its own, as if each were on a machine of its own."""
+    """Front end and workers over a database and a broker; `settings` are theirs. With servers every process has a data folder of
+    its own, and the clock of one is `ahead` seconds by name. disks: of the data folders that lie on one that can be filled."""
 
     def __init__(
-        self, folder: Path, data: Path, database_url: str, redis: Redis | None, bucket: Bucket | None, workers: int = 2
+        self,
+        folder: Path,
+        data: Path,
+        database_url: str,
+        servers: Servers | None,
+        disks: dict[Path, Disk],
+        ahead: dict[str, int],
     ) -> None:
-        self.folder, self.redis, self.bucket = folder, redis, bucket
+        self.folder, self.disks, self.ahead = folder, disks, ahead
+        self.postgres = servers.postgres if servers else None
+        self.redis = servers.redis if servers else None
+        self.bucket = servers.bucket if servers else None
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.names = ["front end", *(f"worker {n}" for n in range(1, workers + 1))]
+        self.names = list(NAMES)
+        self.folders = data_folders(folder, servers is not None)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        servers = {"broker_url": redis.url} if redis else {}
-        servers |= {"blobs_url": bucket.url, "s3_endpoint_url": bucket.proxy.url} if bucket else {}
-        self.settings = Settings(data_dir=folder / "var", data_roots=(data,), database_url=database_url, **servers, **FAST)
+        broker = {"broker_url": self.redis.url} if self.redis else {}
+        store = {"blobs_url": self.bucket.url, "s3_endpoint_url": self.bucket.proxy.url} if self.bucket else {}
+        self.settings = Settings(
+            data_dir=folder / "var", data_roots=(data,), database_url=database_url, **broker, **store, **FAST
+        )
         for name in self.names:
             self.settings_of(name).data_dir.mkdir(parents=True, exist_ok=True)
         self.db = Database(self.settings.sqlalchemy_url)
 
     def settings_of(self, name: str) -> Settings:
-        folder = self.settings.data_dir / (name.replace(" ", "-") if self.bucket else "")
-        return self.settings.model_copy(update={"data_dir": folder})
+        return self.settings.model_copy(update={"data_dir": self.folders[name]})
 
     def blobs(self, settings: Settings) -> Blobs:
         """The store as the processes have it; by way of the proxy, with credentials that they have from their environment."""
@@ -91,7 +98,7 @@ class Stack:
         for setting, value in self.settings_of(name).model_dump(mode="json").items():
             if value is not None:
                 env[f"MODALBRIDGE_{setting.upper()}"] = os.pathsep.join(value) if isinstance(value, list) else str(value)
-        return env | {"OMP_NUM_THREADS": "1"} | (CREDENTIALS if self.bucket else {})
+        return env | {"OMP_NUM_THREADS": "1"} | (CREDENTIALS if self.bucket else {}) | clocks.ahead(self.ahead.get(name, 0))
 
     @property
     def workers(self) -> list[str]:
@@ -135,6 +142,7 @@ class Stack:
         with suppress(ProcessLookupError):
             process.kill()
         process.wait()
+        clocks.forget(process.pid)
 
     def restart(self, name: str) -> None:
         self.kill(name)
@@ -193,6 +201,7 @@ class Stack:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            clocks.forget(process.pid)
         if self.redis:
             self.redis.kill()
         self.db.dispose()

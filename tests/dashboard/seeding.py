@@ -96,9 +96,11 @@ def report(classes: list[str], images: int = 20) -> dict[str, Any]:
     return {"source_model": {"classes": classes}, "evaluation": {"labelled": {"source_only": model(7), "adapted": model(15)}}}
 
 
-def sprite(side: int, columns: int, rows: int) -> bytes:
+def sprite(side: int, columns: int, rows: int, darkest: int = 40) -> bytes:
     """As the engine's pictures.webp: each tile in a grey of its own."""
-    greys = np.arange(columns * rows, dtype=np.uint8).reshape(rows, columns) * (200 // (columns * rows)) + 40
+    greys = np.arange(columns * rows, dtype=np.uint8).reshape(rows, columns) * np.uint8(180 // (columns * rows)) + np.uint8(
+        darkest
+    )
     file = io.BytesIO()
     Image.fromarray(np.repeat(np.repeat(greys, side, 0), side, 1)).convert("RGB").save(file, "WEBP", lossless=True)
     return file.getvalue()
@@ -155,12 +157,22 @@ def publish(service: Service, claim: Claim, told: dict[str, Any], **files: bytes
         assert lifecycle.succeed(session, claim, result=told, artifacts=artifacts, now=service.db.now(session))
 
 
-def succeeded(service: Service, data: Path, told: dict[str, Any], steps: int = 300, lowest: float = 0.02, **changes: Any) -> str:
+def succeeded(
+    service: Service,
+    data: Path,
+    told: dict[str, Any],
+    steps: int = 300,
+    lowest: float = 0.02,
+    said: str = "mug",
+    darkest: int = 40,
+    **changes: Any,
+) -> str:
+    """said: of each image by the adapted model. darkest: of its tiles."""
     job_id = submitted(service, data, **changes)
     claim = claimed(service, job_id)
     trained(service, claim, steps, lowest)
-    document, shown = (json.dumps(one).encode() for one in (report(CLASSES), pictures([HOSTILE, "mug"], name=HOSTILE)))
-    files = {"pictures__json": shown, "pictures__webp": sprite(64, 3, 3), "report__html": b"<p>The report</p>"}
+    document, shown = (json.dumps(one).encode() for one in (report(CLASSES), pictures([HOSTILE, said], name=HOSTILE)))
+    files = {"pictures__json": shown, "pictures__webp": sprite(64, 3, 3, darkest), "report__html": b"<p>The report</p>"}
     publish(service, claim, told, model__safetensors=b"weights", report__json=document, **files)
     return job_id
 
@@ -180,7 +192,7 @@ def seeded(service: Service, steps: int = 1000) -> Jobs:
     good = succeeded(service, data, result("deploy", []), name="good")
     reason = "Mean entropy of the predictions, as a share of ln K, is high"
     doubtful = succeeded(
-        service, data, result("look_closer", [reason], accuracy=False), lowest=0.1, name=HOSTILE, settings={"transfer": {"epochs": 3}}
+        service, data, result("look_closer", [reason], accuracy=False), lowest=0.1, said="lamp", darkest=50, name=HOSTILE, settings={"transfer": {"epochs": 3}}
     )  # fmt: skip
     bad = failed(service, data, name="diverged", labels={})
     running = submitted(service, data, name="a long one", labels={"team": "robots", "site": "b"})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
 from playwright.sync_api import Page, Request, Route, expect
 
 from app.jobs import events, lifecycle
@@ -67,6 +69,22 @@ def test_a_page_is_small_and_of_one_place_does_not_move_and_can_be_used_by_all(s
         grave = [one for one in found if one["impact"] in ("serious", "critical")]
         assert [(scheme, one["id"], [node["html"][:200] for node in one["nodes"]]) for one in grave] == []
     assert sum(page.evaluate("window.shifts")) < 0.02
+
+
+def test_each_tile_is_cut_out_of_its_own_jobs_sprite(shown: Shown, open_page: Open) -> None:
+    page = open_page(address(shown, "compare"))
+    greys = {}
+    for column in ("Sensor", "Translation, first job", "Translation, second job", "RGB"):
+        tile = page.get_by_role("img", name=f"{seeding.HOSTILE}: {column}", exact=True).last
+        with Image.open(io.BytesIO(tile.screenshot())) as seen:
+            greys[column] = seen.convert("RGB").getpixel((48, 48))
+    # The third row of 3 by 3 tiles, each of which is 20 brighter than the one before: from 40 up, and from 50 up.
+    assert greys == {
+        "Sensor": (160,) * 3,
+        "Translation, first job": (180,) * 3,
+        "Translation, second job": (190,) * 3,
+        "RGB": (200,) * 3,
+    }
 
 
 def said(service: Service, claim: lifecycle.Claim, message: str, **progress: float) -> None:

@@ -6,10 +6,10 @@ from types import ModuleType
 
 import pytest
 
-from app.dashboard import compare, formats
+from app.dashboard import compare, formats, job
 
 
-@pytest.mark.parametrize("module", [formats, compare])
+@pytest.mark.parametrize("module", [formats, compare, job])
 def test_the_examples_are_true(module: ModuleType) -> None:
     failed, tried = doctest.testmod(module)
     assert failed == 0 and tried > 0

@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from app.dashboard.job import phases
 from app.jobs import queries
 from app.jobs.states import Status
-from app.jobs.table import Job, JobEvent
-from tests.conftest import Service
+from app.jobs.table import Job, JobEvent, MlflowExport
+from tests.conftest import Service, serving
 from tests.dashboard import seeding
 from tests.dashboard.html import SVG, Html, checked
 from tests.dashboard.seeding import HOSTILE, Jobs
@@ -97,6 +97,20 @@ def test_a_job_that_succeeded_shows_its_result_beside_the_source_model(shown: Sh
     series = [figure["data-series"] for figure in page.all("figure") if figure["data-series"]]
     assert series == ["bridging/L_D", "bridging/L_rec", "transferring/L_KL"]
     assert f"/dashboard/jobs/{jobs.succeeded}/delete" in [form.get("action") for form in page.all("form")]
+
+
+def test_a_job_leads_to_its_run_in_mlflow_where_the_operator_says(changed: Shown) -> None:
+    service, jobs = changed
+    address = f"/dashboard/jobs/{jobs.succeeded}"
+    with service.db.write() as session:
+        session.add(MlflowExport(job_id=jobs.succeeded, run_id='../x"><script>?y#z', next_at=None))
+        session.add(MlflowExport(job_id=jobs.running, run_id=None, next_at=service.db.now(session)))
+    assert "MLflow" not in checked(service.client.get(address)).text
+    with serving(service.settings.model_copy(update={"mlflow_ui_url": "https://mlflow.example/at/"})) as linked:
+        links = [link["href"] for link in checked(linked.client.get(address)).all("a") if "mlflow" in link["href"]]
+        assert links == ["https://mlflow.example/at/#/runs/..%2Fx%22%3E%3Cscript%3E%3Fy%23z"]
+        for without in (jobs.running, jobs.queued):
+            assert "MLflow" not in checked(linked.client.get(f"/dashboard/jobs/{without}")).text
 
 
 def test_a_job_that_succeeded_shows_its_pictures(shown: Shown) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from deploy import compose, stack
-from tests.worker.conftest import environment, small_data
+from tests.worker.conftest import embedded, environment, small_data
 
-__all__ = ["environment", "small_data"]
+__all__ = ["embedded", "environment", "small_data"]
 
 
 @pytest.fixture(scope="session")

@@ -48,6 +48,15 @@ def test_two_processes_that_start_together_migrate_once(database: Database) -> N
     schema.require_current(database)
 
 
+def test_no_other_process_can_come_between_two_migrations(database: Database) -> None:
+    """On a busy machine one did, and each found half of the work done."""
+    command.downgrade(schema.config(database), "base")
+    begun: list[sa.Connection] = []
+    sa.event.listen(database.engine, "begin", begun.append)
+    schema.upgrade(database)
+    assert len(begun) == 1
+
+
 @pytest.mark.postgres
 def test_a_table_in_use_stops_a_migration_soon_and_whole(new_database_url: Callable[[str], str]) -> None:
     """A change that waits for a table makes every query behind it wait as well."""
@@ -91,7 +100,7 @@ def test_what_belongs_to_a_job_outlives_each_downgrade(database: Database) -> No
         _add_job(connection)
         event = "insert into job_events (job_id, seq, tenant_id, attempt, at, kind, message) values ('job_1', 1, :tenant, 0, CURRENT_TIMESTAMP, 'log', '')"
         connection.execute(sa.text(event), {"tenant": EMBEDDED_TENANT})
-    for revision in ("0008", "0007", "0006", "0005", "0004", "0003", "0002", "0001"):
+    for revision in ("0011", "0010", "0009", "0008", "0007", "0006", "0005", "0004", "0003", "0002", "0001"):
         command.downgrade(schema.config(database), revision)
         with database.engine.begin() as connection:
             assert connection.execute(sa.text("select count(*) from job_events")).scalar() == 1, revision

@@ -25,6 +25,7 @@ from app.jobs.checkpoints import Kept
 from app.jobs.table import Job, JobEvent
 from app.settings import Settings
 from app.spec import JobRequest
+from tests import clocks
 from tests.adaptation.conftest import CLASSES, SIZE
 from worker import housekeeping
 from worker.process import WorkerProcess
@@ -136,9 +137,10 @@ class Embedded:
         return env
 
     @contextmanager
-    def worker(self, queues: str | None = None, **changes: Any) -> Iterator[subprocess.Popen[bytes]]:
-        """A real one, as `make worker` starts it. At the end it is asked to stop, unless the test has seen to its end."""
-        env = self.environment(**changes)
+    def worker(self, queues: str | None = None, ahead_s: int = 0, **changes: Any) -> Iterator[subprocess.Popen[bytes]]:
+        """A real one, as `make worker` starts it, its clock so far ahead. At the end it is asked to stop, unless the test has seen
+        to its end."""
+        env = self.environment(**changes) | clocks.ahead(ahead_s)
         command = [sys.executable, "-W", "ignore", "-m", "celery", "--app", "worker.celery_app", "worker", "--pool", "solo"]
         command += [
             "--concurrency",
@@ -160,6 +162,7 @@ class Embedded:
             if running.poll() is None:
                 running.kill()
                 running.wait()
+            clocks.forget(running.pid)
 
 
 def asleep(embedded: Embedded, worker: subprocess.Popen[bytes]) -> None:

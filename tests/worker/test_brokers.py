@@ -5,12 +5,8 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -24,51 +20,20 @@ from app.broker import QUEUE, make_celery
 from app.database import EMBEDDED_TENANT
 from app.jobs import service
 from app.jobs.table import Worker
-from tests.worker.embedded import ENDLESS, ROOT, Embedded, wait_for
+from tests.servers import Redis
+from tests.worker.embedded import ENDLESS, Embedded, wait_for
 
 RABBITMQ = os.environ.get("MODALBRIDGE_TEST_RABBITMQ", "amqp://guest:guest@127.0.0.1:5672//")
-PASSWORD = "of-the-test"
 SOON_S = 15.0
 """A worker has heard of a job by then: a reconnection, a pass of housekeeping, and the job itself."""
 
 
-@dataclass
-class Redis:
-    folder: Path
-    port: int
-    process: subprocess.Popen[bytes] = field(init=False)
-
-    @property
-    def url(self) -> str:
-        return f"redis://:{PASSWORD}@127.0.0.1:{self.port}/0"
-
-    def start(self) -> None:
-        conf = ["redis-server", ROOT / "deploy/redis.conf", "--port", str(self.port), "--dir", self.folder, "-"]
-        with (self.folder / "redis.log").open("ab") as log:
-            self.process = subprocess.Popen(conf, stdin=subprocess.PIPE, stdout=log, stderr=log)
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"requirepass {PASSWORD}\n".encode())
-        self.process.stdin.close()
-        wait_for(self.answers, "Redis", 10)
-
-    def answers(self) -> bool:
-        with closing(socket.socket()) as client:
-            return client.connect_ex(("127.0.0.1", self.port)) == 0
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[Redis]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    server = Redis(tmp_path, port)
+    server = Redis(tmp_path)
     server.start()
     yield server
-    server.process.send_signal(signal.SIGCONT)
-    server.stop()
+    server.kill()
 
 
 @pytest.fixture
@@ -119,7 +84,7 @@ def test_a_worker_hears_again_when_redis_was_killed_and_is_back(embedded: Embedd
     with embedded.worker():
         until_a_worker_is_known(embedded)
         runs_soon(embedded)
-        redis.stop()
+        redis.kill()
         time.sleep(1)
         redis.start()
         runs_soon(embedded)
@@ -130,7 +95,7 @@ def test_a_worker_stops_though_redis_is_gone(embedded: Embedded, redis: Redis):
     over(embedded, redis.url)
     with embedded.worker() as worker:
         until_a_worker_is_known(embedded)
-        redis.stop()
+        redis.kill()
         time.sleep(1)
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(20) == 0
@@ -148,7 +113,7 @@ def test_a_redis_that_does_not_answer_keeps_neither_a_request_nor_the_heartbeat_
     broker.reachable(celery)
     with embedded.worker():
         until_a_worker_is_known(embedded)
-        redis.process.send_signal(signal.SIGSTOP)
+        redis.signal(signal.SIGSTOP)
         jobs = [embedded.submit(wake=False, seed=n, **ENDLESS) for n in range(3)]
         began = time.monotonic()
         assert not broker.wake(celery, jobs[0])
@@ -157,7 +122,7 @@ def test_a_redis_that_does_not_answer_keeps_neither_a_request_nor_the_heartbeat_
         assert time.monotonic() - began < 15
         frozen = last_seen()
         wait_for(lambda: last_seen() > frozen, "a heartbeat", 15)
-        redis.process.send_signal(signal.SIGCONT)
+        redis.signal(signal.SIGCONT)
         embedded.until(jobs[0], "running", seconds=2 * SOON_S)
         for job_id in reversed(jobs):
             service.cancel(embedded.db, EMBEDDED_TENANT, job_id)

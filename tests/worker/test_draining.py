@@ -83,3 +83,13 @@ def test_a_worker_that_is_to_stop_takes_nothing(embedded: Embedded):
     worker.stop_asked = True
     assert drain(worker) == 0
     assert embedded.job(job_id).status == "queued"
+
+
+def test_a_worker_that_is_short_of_room_takes_no_job_until_it_has_some(embedded: Embedded):
+    job_id = embedded.submit(wake=False, **QUICK)
+    worker = embedded.process(min_free_bytes=2**62)
+    assert drain(worker) == 0 and embedded.job(job_id).status == "queued"
+    free = worker.metrics.registry.get_sample_value("modalbridge_worker_disk_free_bytes")
+    assert 0 < free < 2**62
+    assert drain(embedded.process()) == 1
+    assert embedded.job(job_id).status == "succeeded"

@@ -5,16 +5,22 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
 import sqlalchemy as sa
 
+from app import broker
 from app.artifacts.table import Artifact
 from app.blobs import ABANDONED_S
+from app.broker import make_celery
 from app.database import EMBEDDED_TENANT
 from app.jobs import queries
 from app.jobs.table import Job, Worker
+from tests.servers import Disk
 from tests.worker.embedded import QUICK, Embedded, wait_for
 from worker import housekeeping, workspace
 from worker.draining import claim_next, drain
@@ -178,14 +184,38 @@ def test_blobs_that_no_row_names_go_and_others_stay(embedded: Embedded):
         if path.is_file() and path.name != "young":
             age(path, housekeeping.ORPHAN_S + 60)
     abandoned, fresh = embedded.blobs.aside / "abandoned", embedded.blobs.aside / "fresh"
-    for path in (abandoned, fresh):
+    message = embedded.settings.broker_dir / "messages/1_x.jobs.partial"
+    for path in (abandoned, fresh, message):
         path.write_bytes(b"half")
-    age(abandoned, ABANDONED_S + 60)
+    for path in (abandoned, message):
+        age(path, ABANDONED_S + 60)
     housekeeping.sweep(worker)
+    assert not message.exists()
     assert sorted(embedded.blobs.keys_older_than(-60)) == sorted([*named, "source_models/young"])
     assert [path.name for path in embedded.blobs.aside.iterdir()] == ["fresh"]
     assert embedded.published(job_id)
     fresh.unlink()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a disk that is small enough to fill")
+def test_a_wake_up_for_which_the_disk_has_no_room_leaves_nothing_half_written(embedded: Embedded):
+    disk = Disk(embedded.settings.broker_dir)
+    with disk.mounted():
+        celery = make_celery(embedded.settings)
+        with filling(disk):
+            wait_for(lambda: not broker.wake(celery, "none"), "a full disk")
+        assert list(embedded.settings.broker_dir.rglob("*.partial")) == []
+        assert broker.wake(celery, "none")
+
+
+@contextmanager
+def filling(disk: Disk) -> Iterator[None]:
+    over = threading.Event()
+    thread = threading.Thread(target=lambda: disk.be_full(30, lambda: not over.is_set()))
+    thread.start()
+    yield
+    over.set()
+    thread.join()
 
 
 def test_a_part_that_fails_keeps_no_other_from_running(embedded: Embedded, capsys):

@@ -30,7 +30,7 @@ def launched(
     command = [sys.executable, "-I", "-c", SHARE_OUT + code, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={"TMPDIR": str(tmp_path)}) as process:
         during(process)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=120)
     assert processes_that_name(str(tmp_path)) == []
     return process.returncode, said.splitlines()
 

@@ -214,6 +214,7 @@ def test_a_real_worker_tells_what_it_does(embedded: Embedded, port: int):
         idle = scrape(port)
         assert (idle["busy"], idle["steps_per_second"]) == (0, 0)
         assert idle["modalbridge_invariant_violations{invariant=worker_with_two_jobs}"] == 0
+        assert idle["housekeeping_failures_total{part=heartbeat}"] == 0, "from the start, so that the first is an increase"
         embedded.wake("none")
         wait_for(lambda: scrape(port)["wake_ups_heard_total"] == 1, "the message")
         assert scrape(port)["consumer_silent_seconds"] < 5

@@ -30,6 +30,7 @@ from app.source_models.table import SourceModel
 from app.spec import SourceModelDescription
 from tests.adaptation.conftest import CLASSES, SIZE
 from tests.conftest import POSTGRES
+from tests.servers import Disk
 from tests.worker.conftest import embedded_in
 from tests.worker.embedded import ENDLESS, QUICK, Embedded, child_of, gone, processes_that_name, wait_for
 from worker import housekeeping, supervisor, workspace
@@ -147,11 +148,31 @@ def test_a_process_that_dies_without_a_result_fails_the_job_with_its_last_words(
     assert "Error" in embedded.events(job_id, "log")[-1].message
 
 
-def test_a_file_that_outgrows_its_limit_is_a_full_disk(embedded: Embedded):
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a disk that is small enough to fill")
+def test_a_disk_that_fills_up_while_the_process_works_is_told_though_nothing_can_be_printed(embedded: Embedded):
+    job_id = embedded.submit(wake=False, **ENDLESS)
+    disk, worker = Disk(embedded.settings.work_dir), embedded.process()
+
+    def fill() -> None:
+        embedded.until_event(job_id, "checkpoint")
+        disk.be_full(10, lambda: embedded.job(job_id).status == "running")
+
+    with disk.mounted():
+        with meanwhile(fill):
+            assert supervisor.run(worker, claim_next(worker)).status == "queued"
+        assert "disk is full" in embedded.events(job_id, "state")[-1].message
+        (left,) = (path for path in (embedded.settings.work_dir / job_id).rglob("*") if path.is_file())
+        assert left.name == "checkpoint.pt", "room is made, and the next attempt goes on from where this one was"
+        service.cancel(embedded.db, EMBEDDED_TENANT, job_id)
+
+
+def test_a_file_that_outgrows_its_limit_is_a_full_disk_on_which_nothing_of_the_attempt_stays(embedded: Embedded):
     job_id = embedded.submit(wake=False, **QUICK)
-    drain(embedded.process(child_file_bytes=50_000))
-    job = embedded.job(job_id)
-    assert (job.status, job.error["code"]) == ("failed", "disk_full")
+    worker = embedded.process(child_file_bytes=50_000, max_lost_attempts=2)
+    for expected in ("queued", "failed"):
+        assert supervisor.run(worker, claim_next(worker)).status == expected
+        assert list(workspace.jobs_here(embedded.settings.work_dir)) == []
+    assert embedded.job(job_id).error["code"] == "disk_full"
 
 
 def test_without_data_roots_nothing_may_be_read(embedded: Embedded):
@@ -329,17 +350,25 @@ def test_a_publication_whose_commit_got_no_answer_stands(embedded: Embedded):
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a disk that is small enough to fill")
-def test_a_disk_that_is_full_before_the_process_begins_fails_the_job(embedded: Embedded):
-    job_id = embedded.submit(wake=False, **QUICK)
+def test_a_worker_whose_disk_is_full_costs_a_job_attempts_and_no_more_than_it_may_lose(embedded: Embedded):
+    kept, given_up = (embedded.submit(wake=False, seed=n, **QUICK) for n in range(2))
     folder = embedded.settings.work_dir
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=3", "tmpfs", str(folder)], check=True)
     try:
-        drain(embedded.process())
+        worker = embedded.process(lost_backoff_s=60)
+        assert supervisor.run(worker, claim_next(worker)).status == "queued"
+        drain(embedded.process())  # the other one, again and again
     finally:
         subprocess.run(["umount", str(folder)], check=True)
-    job = embedded.job(job_id)
-    assert (job.status, job.error["code"]) == ("failed", "disk_full")
+    job = embedded.job(kept)
+    assert (job.status, job.lost_attempts) == ("queued", 1) and "disk is full" in embedded.events(kept, "state")[-1].message
+    job = embedded.job(given_up)
+    assert (job.status, job.error["code"], job.lost_attempts) == ("failed", "disk_full", 3)
+    with embedded.db.write() as session:
+        session.execute(sa.update(Job).values(not_before=None))
+    drain(embedded.process())
+    assert embedded.job(kept).status == "succeeded"
 
 
 @pytest.mark.postgres

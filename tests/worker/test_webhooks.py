@@ -9,13 +9,10 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
@@ -31,44 +28,12 @@ from app.webhooks import outbox
 from app.webhooks import service as webhook_service
 from app.webhooks.schemas import WebhookRequest
 from app.webhooks.table import Delivery, Webhook
+from tests.webhook_receiver import Receiver, receiver
 from tests.worker.conftest import embedded_in
 from tests.worker.embedded import QUICK, Embedded, wait_for
 from worker import housekeeping, webhooks
 from worker.draining import claim_next
 from worker.process import WorkerProcess
-
-
-@dataclass
-class Receiver:
-    """answers: statuses, the last of them for ever."""
-
-    url: str
-    answers: list[int]
-    got: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
-
-
-@contextmanager
-def receiver(*answers: int, before: Callable[[], object] = lambda: None) -> Iterator[Receiver]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            before()
-            made.got.append(({name.lower(): value for name, value in self.headers.items()}, body))
-            self.send_response(made.answers.pop(0) if len(made.answers) > 1 else made.answers[0])
-            self.send_header("Location", made.url)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None:
-            """Quiet."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        made = Receiver(f"http://127.0.0.1:{server.server_port}/hook", list(answers))
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield made
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -85,6 +50,10 @@ def log_of(db: Database, webhook: Webhook) -> list[Delivery]:
     with db.read() as session:
         query = sa.select(Delivery).where(Delivery.webhook_id == webhook.id).order_by(Delivery.id)
         return list(session.scalars(query))
+
+
+def message_to(url: str) -> webhooks.Message:
+    return webhooks.Message("msg_1", "webhook_1", url, "{}", "whsec_" + "A" * 44, 1, datetime.now(UTC))
 
 
 def make_due(db: Database) -> None:
@@ -187,7 +156,10 @@ def test_a_receiver_that_is_gone_is_left_in_peace(embedded_both: Embedded, worke
         cancelled(embedded_both)
         webhooks.deliver(worker)
         cancelled(embedded_both)
+        with pytest.raises(Problem, match="nothing is sent to it since") as raised:
+            webhook_service.test(worker.db, EMBEDDED_TENANT, webhook.id)
         webhooks.deliver(worker)
+    assert raised.value.code == "webhook_gone"
     assert len(at.got) == 1
     assert webhook_service.read(worker.db, EMBEDDED_TENANT, webhook.id).gone_at is not None
     assert [logged.status for logged in log_of(worker.db, webhook)] == ["failed"]
@@ -208,7 +180,7 @@ def test_a_name_that_leads_elsewhere_by_now_is_not_followed(embedded_both: Embed
     with receiver(200) as at:
         port = at.url.split(":")[2].split("/")[0]
         send = webhooks.sender((), CheckedBackend((), resolve=lambda host, port: ["127.0.0.1"]))
-        message = webhooks.Message("msg_1", "webhook_1", f"http://rebound.example:{port}/hook", "{}", "whsec_" + "A" * 44, 1)
+        message = message_to(f"http://rebound.example:{port}/hook")
         answer = send(message)
     assert at.got == []
     assert answer.status is None and "127.0.0.1" in answer.error
@@ -301,7 +273,7 @@ def test_an_answer_that_trickles_in_has_no_more_time_than_another(monkeypatch: p
         thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         began = time.monotonic()
-        answer = webhooks.sender(("127.0.0.1",))(webhooks.Message("msg_1", "webhook_1", url, "{}", "whsec_" + "A" * 44, 1))
+        answer = webhooks.sender(("127.0.0.1",))(message_to(url))
         took = time.monotonic() - began
         thread.join()
     assert answer.status is None and "Timeout" in answer.error

@@ -92,3 +92,22 @@ def test_what_a_killed_removal_left_goes_with_the_next(tmp_path):
     made.folder.rename(made.folder.with_name("gone-1"))
     workspace.remove(tmp_path, "job_1", 1)
     assert list(workspace.jobs_here(tmp_path)) == []
+
+
+def test_of_what_a_full_disk_holds_the_newest_checkpoint_stays_and_the_next_attempt_carries_it(tmp_path):
+    first = workspace.prepare(tmp_path, "job_1", 1)
+    (first.out / "checkpoint.pt").write_bytes(b"1")
+    (first.out / "cache").mkdir()
+    (first.out / "cache/target.npy").write_bytes(bytes(1000))
+    first.spec.write_text("{}")
+    workspace.prepare(tmp_path, "job_1", 2)  # carries it, and has written none of its own
+    later = workspace.prepare(tmp_path, "job_1", 4)
+    workspace.shed(tmp_path, "job_1", 3)
+    assert [path for path in (tmp_path / "job_1").glob("attempt-[123]/**/*") if path.is_file()] == [first.checkpoint]
+    assert (later.out / "cache/target.npy").exists(), "what is at work is left alone"
+    workspace.remove(tmp_path, "job_1", 4)
+
+    workspace.shed(tmp_path, "job_2", 1)
+    workspace.prepare(tmp_path, "job_2", 1)
+    workspace.shed(tmp_path, "job_2", 1)
+    assert list(workspace.jobs_here(tmp_path)) == [], "without a checkpoint nothing stays"

@@ -24,6 +24,7 @@ from app.errors import Problem
 from app.spec import AdaptationSpec
 from worker.adaptation.events import Failed
 from worker.adaptation.journal import Journal
+from worker.adaptation.printing import spilling
 
 LOCK_WAIT_S = 30.0
 ANOTHER_S = 3.0
@@ -120,4 +121,5 @@ def _lock(folder: Path) -> IO[bytes]:
 
 
 if __name__ == "__main__":
+    sys.stdout = sys.stderr = spilling(2)
     sys.exit(main())

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import IO
 
 from pydantic import BaseModel
 
@@ -23,8 +24,7 @@ class Journal:
 
     def __init__(self, descriptor: int, folder: Path) -> None:
         self.descriptor = descriptor
-        self.file = (folder / "events.jsonl").open("ab+", buffering=0)
-        _drop_half_line(self.file)
+        self.file = _opened(folder / "events.jsonl")
         self.phase: Phase = "preparing"
         self.step = 0
         self.stop_asked = False
@@ -73,9 +73,15 @@ class Journal:
         os._exit(0)
 
 
-def _drop_half_line(file) -> None:
-    """A process killed while it wrote leaves half a line behind."""
+def _opened(path: Path) -> IO[bytes]:
+    """A process killed while it wrote has left half a line behind. Nowhere, where a full disk has no place for a file."""
+    try:
+        file = path.open("ab+", buffering=0)
+    except OSError as error:
+        print(f"{path.name}: {error}", file=sys.stderr)
+        return Path(os.devnull).open("wb", buffering=0)
     file.seek(0)
     whole = file.read().rfind(b"\n") + 1
     file.truncate(whole)
     file.seek(0, os.SEEK_END)
+    return file

@@ -1,7 +1,7 @@
 """Tells MLflow of jobs, if the settings name a server: every worker does, in a thread beside its housekeeping.
 
-What is to be told is a row, written in the transaction that claims a job and deleted when the job's end has arrived there. So no
-job waits for MLflow or fails by it; and whoever dies while telling leaves the job to be told again, into the same run.
+What is to be told is a row, written in the transaction that claims a job; when the job's end has arrived there it is kept, for a
+retry goes on in the same run. So no job waits for MLflow or fails by it; and whoever dies while telling leaves the job to be told again.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ CLIENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 """Of MLflow's own client, where the operator has not said otherwise."""
+BATCH = 500
 SCRATCH = "mlflow"
 ABANDONED_S = 24 * 3600.0
 log = structlog.get_logger()
@@ -68,7 +69,7 @@ class Export:
 
 @dataclass(frozen=True)
 class Done:
-    """run_id: None where there is no run to tell more to. over: there is nothing more to come."""
+    """run_id: None where there is no run to tell more to. over: there is nothing more to come, unless the job is tried again."""
 
     run_id: str | None
     sent_until: datetime | None
@@ -124,8 +125,9 @@ def _tell(worker: WorkerProcess, export: Export) -> Done:
 def due(now: datetime) -> Any:
     """Of a row, and its job beside it: one that is over, or deleted, does not wait until it is its turn again, unless it failed."""
     over = sa.or_(Job.id.is_(None), Job.status.in_(sorted(TERMINAL)))
-    waits = sa.and_(MlflowExport.failures == 0, MlflowExport.next_at <= now + LIVE)
-    return sa.or_(MlflowExport.next_at <= now, sa.and_(over, waits))
+    return sa.and_(
+        MlflowExport.next_at <= now + LIVE, sa.or_(MlflowExport.next_at <= now, sa.and_(over, MlflowExport.failures == 0))
+    )
 
 
 def claim(db: Database) -> Export | None:
@@ -160,10 +162,10 @@ def hold(db: Database, export: Export, size: int = 0) -> None:
 def settle(db: Database, export: Export, done: Done) -> None:
     """What was told is written down. A row that another worker has claimed since, or whose job was, is left as it is."""
     with db.write() as session:
-        if done.over:
+        if done.run_id is None:
             session.execute(sa.delete(MlflowExport).where(*_ours(export)))
             return
-        next_at = db.now(session) + LIVE
+        next_at = None if done.over else db.now(session) + LIVE
         values = {"run_id": done.run_id, "sent_until": done.sent_until, "failures": 0, "error": None, "next_at": next_at}
         session.execute(sa.update(MlflowExport).where(*_ours(export)).values(values))
 
@@ -173,12 +175,22 @@ def fail(db: Database, export: Export, error: str) -> bool:
     failures = export.failures + 1
     with db.write() as session:
         if failures >= MOST:
-            session.execute(sa.delete(MlflowExport).where(*_ours(export)))
+            session.execute(sa.update(MlflowExport).where(*_ours(export)).values(failures=0, next_at=None))
             return True
         after = min(FIRST * 2 ** min(export.failures, 16), LONGEST) * random.uniform(1, 1.2)  # noqa: S311 - not all at once
         values = {"failures": failures, "error": error.replace("\0", "")[:500], "next_at": db.now(session) + after}
         session.execute(sa.update(MlflowExport).where(*_ours(export)).values(values))
     return False
+
+
+def forget_deleted(worker: WorkerProcess) -> None:
+    """What was told of jobs that are deleted; those of which there is more to tell are told first."""
+    gone = sa.select(MlflowExport.job_id).outerjoin(Job, Job.id == MlflowExport.job_id)
+    with worker.db.read() as session:
+        ids = session.scalars(gone.where(MlflowExport.next_at.is_(None), Job.id.is_(None)).limit(BATCH)).all()
+    if ids:
+        with worker.db.write() as session:
+            session.execute(sa.delete(MlflowExport).where(MlflowExport.job_id.in_(ids)))
 
 
 def remove_scratch(worker: WorkerProcess) -> None:

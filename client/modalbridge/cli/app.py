@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from modalbridge import __version__
-from modalbridge.cli import datasets, doctor, jobs, models, progress, schema
+from modalbridge.cli import datasets, doctor, jobs, models, progress, schema, webhooks
 
 app = typer.Typer(
     name="modalbridge",
@@ -46,6 +46,7 @@ app.command()(jobs.logs)
 app.command()(jobs.metrics)
 app.add_typer(models.app, name="models")
 app.add_typer(datasets.app, name="datasets")
+app.add_typer(webhooks.app, name="webhooks")
 app.command()(doctor.doctor)
 app.command()(schema.schema)
 
