@@ -180,7 +180,7 @@ def test_the_paper_translator_trains_as_well(adapt):
 
 
 def test_bridging_stops_early_and_keeps_the_best_translator(adapt):
-    settings = {"bridging": {"steps": 400, "validate_every": 2, "patience": 2, "lr": 0.05}}
+    settings = {"bridging": {"steps": 400, "validate_every": 2, "patience": 2, "lr": 0.05}, "weights": {"im": 0}}
     ran = adapt(method="tgmb", settings=settings)
     held_out = ran.series["bridging/score"]
     lowest = min(value for _, value in held_out)
