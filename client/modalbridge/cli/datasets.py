@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.filesize import decimal
 
 from modalbridge.cli.exits import reported
 from modalbridge.cli.options import DEFAULT_URL, AsJson, Limit, Url, connect
-from modalbridge.cli.output import megabytes, moment, print_json, print_line, print_rows
+from modalbridge.cli.output import moment, print_json, print_line, print_rows
 
 app = typer.Typer(no_args_is_help=True, help="Archives of images that the service holds: ls, upload, rm.")
 DatasetId = Annotated[str, typer.Argument(metavar="ID", help="Of the dataset: dataset_...")]
@@ -25,7 +26,7 @@ def ls(limit: Limit = 20, url: Url = DEFAULT_URL, as_json: AsJson = False) -> No
     if as_json:
         print_json([dataset.raw for dataset in found])
         return
-    rows = ((one.id, one.name or "", one.format, str(one.images), megabytes(one.size), moment(one.created_at)) for one in found)
+    rows = ((one.id, one.name or "", one.format, str(one.images), decimal(one.size), moment(one.created_at)) for one in found)
     print_rows(("ID", "NAME", "FORMAT", "IMAGES", "SIZE", "CREATED"), rows)
 
 

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 import typer
 from rich import progress as bars
 from rich.console import Console
+from rich.filesize import decimal
 
 from modalbridge.cli import job_file
 from modalbridge.cli.exits import UsageError, reported
 from modalbridge.cli.options import DEFAULT_URL, AsJson, JobId, Limit, Url, connect
-from modalbridge.cli.output import megabytes, moment, print_json, print_line, print_rows, say
+from modalbridge.cli.output import moment, print_json, print_line, print_rows, say
 from modalbridge.cli.progress import Patience, described, follow, output_lines, reason_text, tell_outcome
 from modalbridge.client import Job
 from modalbridge.results import Event
@@ -188,7 +189,7 @@ def download(
                 paths.append(client.jobs.download(job_id, one, output, overwrite=overwrite, on_progress=advance))
             if not as_json:
                 print_line(f"{paths[-1]}")
-                say(megabytes(paths[-1].stat().st_size))
+                say(decimal(paths[-1].stat().st_size))
     if as_json:
         print_json([str(path) for path in paths])
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.filesize import decimal
 
 from modalbridge.cli import job_file
 from modalbridge.cli.exits import reported
 from modalbridge.cli.options import DEFAULT_URL, AsJson, Limit, Url, connect
-from modalbridge.cli.output import megabytes, moment, print_json, print_line, print_rows
+from modalbridge.cli.output import moment, print_json, print_line, print_rows
 
 app = typer.Typer(no_args_is_help=True, help="Source models that the service holds: ls, upload, rm.")
 ModelId = Annotated[str, typer.Argument(metavar="ID", help="Of the source model: model_...")]
@@ -31,7 +32,7 @@ def ls(limit: Limit = 20, url: Url = DEFAULT_URL, as_json: AsJson = False) -> No
             model.id,
             str(model.description.get("architecture")),
             str(len(model.description.get("classes", ()))),
-            megabytes(model.size),
+            decimal(model.size),
             moment(model.created_at),
         )
         for model in found

@@ -59,7 +59,3 @@ def duration(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size} {large} {whole % size // below} {small}"
     return f"{whole} s"
-
-
-def megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"
