@@ -85,13 +85,14 @@ def test_each_knows_its_place_and_they_share_the_cores(tmp_path):
 
 
 def test_a_job_of_two_processes_survives_the_death_of_one_and_has_the_weights_of_one(embedded: Embedded):
-    one, two = (embedded.submit(wake=False, **LONGER) for _ in range(2))
-    embedded.wake(one)
+    one = embedded.submit(**LONGER)
     with embedded.worker():
         embedded.until(one, "succeeded")
-    embedded.wake(two)
+    two = embedded.submit(**LONGER)  # not before: the other worker would begin it
     with embedded.worker(processes_per_job=2):
-        embedded.until_event(two, "checkpoint")
+        # No event tells it so fast.
+        checkpoint = embedded.settings.work_dir / two / "attempt-1/out/checkpoint.pt"
+        wait_for(checkpoint.exists, "a checkpoint", 60, lambda: embedded.story(two))
         watcher = min(processes_that_name(f"{two}/attempt-1/"))
         _, second = sorted(map(int, Path(f"/proc/{watcher}/task/{watcher}/children").read_text().split()))
         os.kill(second, signal.SIGKILL)
