@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from modalbridge.errors import ConnectionFailed, ModalBridgeError, Timeout, UnexpectedAnswer
 from modalbridge.job_calls import address, page, poll
-from modalbridge.results import Event, JobState
+from modalbridge.results import Event, JobState, json_object
 from modalbridge.retries import AGAIN, Retries, refusal
 from modalbridge.steps import Answer, Emit, Open, Read, Request, Sleep, Steps
 
@@ -96,14 +94,4 @@ class Stream:
                 self._data.append(line[5:].removeprefix(b" ").decode("utf-8", "replace"))
             elif not line and self._data:
                 whole, self._data = "\n".join(self._data), []
-                yield Event.read(_object(whole))
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise UnexpectedAnswer(f"an event is not JSON, but {text[:80]!r}") from error
-    if not isinstance(found, dict):
-        raise UnexpectedAnswer(f"an event is not a JSON object, but {text[:80]!r}")
-    return found
+                yield Event.read(json_object(whole, "an event"))

@@ -7,14 +7,12 @@ import base64
 import binascii
 import hashlib
 import hmac
-import json
 import time
 from collections.abc import Mapping, Sequence
 from email.message import Message
-from typing import Any
 
-from modalbridge.errors import InvalidSignature, UnexpectedAnswer
-from modalbridge.results import WebhookMessage
+from modalbridge.errors import InvalidSignature
+from modalbridge.results import WebhookMessage, json_object
 
 TOLERANCE_S = 300
 """As the specification's own libraries have it."""
@@ -48,7 +46,7 @@ def verify(
     if abs(late_s) > tolerance_s:
         when = f"{late_s:.0f} s ago" if late_s > 0 else f"{-late_s:.0f} s from now"
         raise InvalidSignature(f"it was sent {when}, by this machine's clock: it is repeated by another, or a clock is wrong")
-    return WebhookMessage.read(_document(body) | {"id": id})
+    return WebhookMessage.read(json_object(body, "the message is signed, and") | {"id": id})
 
 
 def _key(secret: str) -> bytes:
@@ -67,13 +65,3 @@ def _signed_by(keys: Sequence[bytes], signed: bytes, signatures: str) -> bool:
     given = [one.removeprefix("v1,").encode("utf-8", "replace") for one in signatures.split(" ") if one.startswith("v1,")]
     # Each is compared, and each to its end, so that the time it takes tells nothing.
     return any([hmac.compare_digest(ours, theirs) for ours in expected for theirs in given])
-
-
-def _document(body: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(body)
-    except ValueError as error:
-        raise UnexpectedAnswer(f"the message is signed, and is not JSON, but {body[:80]!r}") from error
-    if not isinstance(found, dict):
-        raise UnexpectedAnswer(f"the message is signed, and is not a JSON object, but {body[:80]!r}")
-    return found

@@ -5,6 +5,7 @@ A status, a phase, a kind of event is a plain text: a new one does not break an 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
@@ -16,6 +17,17 @@ FINAL = frozenset({"succeeded", "failed", "cancelled"})
 MOMENTS = (
     "at", "created_at", "queued_at", "started_at", "finished_at", "updated_at", "gone_at", "next_at", "timestamp",
 )  # fmt: skip
+
+
+def json_object(text: str | bytes, what: str) -> dict[str, Any]:
+    """Raises UnexpectedAnswer, which says of `what` that it is none."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise UnexpectedAnswer(f"{what} is not JSON, but {text[:80]!r}") from error
+    if not isinstance(found, dict):
+        raise UnexpectedAnswer(f"{what} is not a JSON object, but {text[:80]!r}")
+    return found
 
 
 @dataclass(frozen=True)
