@@ -51,6 +51,7 @@ assert torch.allclose(ours.grad / parallel.size(), all_of_it.grad[parallel.share
 assert parallel.part(5).tolist() == ([0, 1, 2] if parallel.first() else [3, 4, 4])
 assert parallel.agreed(float(parallel.rank() + 7), torch.device("cpu")) == 7
 assert parallel.any_of(not parallel.first(), torch.device("cpu"))
+parallel.end()
 """
 
 
@@ -78,7 +79,6 @@ launcher.share_out(2)
 assert resource.getrlimit(resource.RLIMIT_DATA) == (2**32, 2**33)
 """
     alone = """
-parallel.end()
 if parallel.first():
     assert resource.getrlimit(resource.RLIMIT_DATA) == (2**33, 2**33)
     assert torch.get_num_threads() == 3
@@ -112,6 +112,14 @@ def test_two_processes_have_the_losses_and_weights_of_one(adapt, data, tmp_path)
     ours, theirs = (load_file(out / "artifacts/model.safetensors") for out in (one.out, tmp_path / "two"))
     for name, value in ours.items():
         assert torch.allclose(value.float(), theirs[name].float(), rtol=1e-2, atol=2e-3), name
+
+
+def test_a_failure_of_both_is_told_and_aborts_neither(data, tmp_path):
+    """Where they fail, the group is not left: its end with the process's must not look like a crash."""
+    spec(data, **{"data": {"target": {"uri": "no_such_folder"}}})
+    ran = two("-m", "worker.adaptation", str(data / "spec.json"), "--out", str(tmp_path / "two"))
+    assert '"code":"reference_missing"' in ran.stdout.replace(" ", "")
+    assert "Signal 6" not in ran.stderr, ran.stderr
 
 
 @pytest.mark.parametrize(

@@ -122,4 +122,7 @@ def _lock(folder: Path) -> IO[bytes]:
 
 if __name__ == "__main__":
     sys.stdout = sys.stderr = spilling(2)
-    sys.exit(main())
+    code = main()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        os._exit(code)  # a group that was not left, as after a failure, may abort the process while Python takes it down
+    sys.exit(code)
