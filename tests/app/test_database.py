@@ -1,0 +1,36 @@
+"""What a look and a transaction are, over both databases."""
+
+from __future__ import annotations
+
+import pytest
+import sqlalchemy as sa
+
+from app.database import EMBEDDED_TENANT, Database, Tenant
+
+STORED = sa.select(Tenant.stored_bytes).where(Tenant.id == EMBEDDED_TENANT)
+
+
+@pytest.mark.postgres
+def test_a_look_at_postgresql_begins_no_transaction(new_database_url):
+    db = Database(new_database_url("postgres"))
+    with db.read() as session:
+        assert session.scalar(sa.select(sa.func.count()).select_from(Tenant)) == 1
+        at = session.connection().connection.dbapi_connection
+        assert at.info.transaction_status == at.info.transaction_status.IDLE
+    db.dispose()
+
+
+def test_a_connection_that_was_looked_through_writes_in_transactions_again(database: Database):
+    with database.read() as session:
+        looked = session.connection().connection.dbapi_connection
+        assert session.scalar(STORED) is None
+    with pytest.raises(ZeroDivisionError), database.write() as session:
+        assert session.connection().connection.dbapi_connection is looked, "from the pool"
+        session.execute(sa.update(Tenant).values(stored_bytes=7))
+        raise ZeroDivisionError
+    with database.read() as session:
+        assert session.scalar(STORED) is None, "it was rolled back"
+    with database.write() as session:
+        session.execute(sa.update(Tenant).values(stored_bytes=8))
+    with database.read() as session:
+        assert session.scalar(STORED) == 8
