@@ -22,4 +22,4 @@ def adapt(job: Job) -> Adapted:
     if T is not None and s.kl_by_score:
         w = w.model_copy(update={"kl": w.kl * max(0.0, 1 - job.finished["bridging"]["score"])})
     l_feat = losses.L_rec_f if s.feat_distance == "relative" else losses.L_feat
-    return Adapted(transfer.train(job, w, teacher=lambda x: job.source(T(x))[1], l_feat=l_feat, l_bn=losses.L_BN), T)
+    return Adapted(transfer.train(job, w, translate=T, l_feat=l_feat, l_bn=losses.L_BN), T)

@@ -49,14 +49,14 @@ def uses_target(w: LossWeights) -> bool:
 def train(
     job: Job,
     w: LossWeights,
-    teacher: Callable[[Tensor], Tensor] | None = None,
+    translate: Feed | None = None,
     feed: Feed = replicate,
     l_feat: Callable[[Tensor, Tensor], Tensor] | None = None,
     l_bn: Callable[[losses.Statistics, losses.Statistics], Tensor] | None = None,
     rounds: int = 2,
 ) -> Classifier | Ensemble:
-    """The target model h_t(f_t(feed(x))), in eval mode. teacher: logits [N, K] of target images, for L_KL. l_feat, l_bn: the
-    forms of L_feat and L_BN, where they have a weight. rounds: of the pseudo-labels' centroids. Raises Problem training_diverged."""
+    """The target model h_t(f_t(feed(x))), in eval mode. translate: what the source model, the teacher of L_KL, is fed of
+    target images. l_feat, l_bn: the forms of L_feat and L_BN. Each where its loss has a weight. rounds: of the pseudo-labels' centroids. Raises Problem training_diverged."""
     spec, s, device = job.spec, job.spec.settings.transfer, job.device
     student = copy.deepcopy(job.source)
     if (done := job.finished.get("transferring")) is not None:
@@ -82,15 +82,12 @@ def train(
             tr, ti = (None if x is None else to_device(x, device) for x in (x_tr_t, x_ti_t))
             f_t, logits, seen = forward(student, feed, tr, ti, observe=w.bn_t > 0, together=s.batch_norm == "frozen")
             f_t, logits = (None if x is None else gathered(x) for x in (f_t, logits))
+            f_s, taught = frozen(job.source, to_device(x_ti_s, device) if w.feat > 0 else None, tr if w.kl > 0 else None, translate)
             if w.feat > 0:
-                with torch.no_grad():
-                    f_s, _ = job.source(to_device(x_ti_s, device))
                 terms["L_feat"] = l_feat(gathered(f_s), f_t)
                 total = total + w.feat * terms["L_feat"]
             if w.kl > 0:
-                with torch.no_grad():
-                    p_s = gathered(teacher(tr))
-                terms["L_KL"] = losses.L_KL(p_s, logits, s.kl_by_confidence)
+                terms["L_KL"] = losses.L_KL(gathered(taught), logits, s.kl_by_confidence)
                 total = total + w.kl * terms["L_KL"]
             if w.self > 0:
                 index = torch.from_numpy(batch(spec.seed, "transferring/target", step, len(job.target), s.batch_size))
@@ -123,8 +120,8 @@ def optimiser_of(student: Classifier | Ensemble, s: TransferSettings) -> Optimiz
         fast.append(student.mixing)
     groups = [{"params": rest, "factor": 1.0}, {"params": fast, "factor": 10.0}][: 2 if fast else 1]
     if s.optimizer == "adamw":
-        return AdamW(groups, s.lr, weight_decay=s.weight_decay)
-    return SGD(groups, s.lr, s.momentum, weight_decay=s.weight_decay, nesterov=s.momentum > 0)
+        return AdamW(groups, s.lr, weight_decay=s.weight_decay, fused=True)
+    return SGD(groups, s.lr, s.momentum, weight_decay=s.weight_decay, nesterov=s.momentum > 0, fused=True)
 
 
 def forward(
@@ -146,6 +143,20 @@ def forward(
     with batch_norm.observed(observed, of_all=True) as seen:
         _, logits = student(feed(tr))
     return features, logits, seen
+
+
+@torch.no_grad()
+def frozen(
+    source: Classifier | Ensemble, x_ti_s: Tensor | None, tr: Tensor | None, translate: Feed | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """What the source model has to say of a step: features of the TI images in RGB, logits of the translated target images. In one
+    pass, which takes three quarters of the time of two where images are small."""
+    fed = [x for x in (x_ti_s, None if tr is None else translate(tr)) if x is not None]
+    if not fed:
+        return None, None
+    features, logits = source(torch.cat(fed))
+    n = 0 if x_ti_s is None else len(x_ti_s)
+    return features[:n], logits[n:]
 
 
 def batches(job: Job, w: LossWeights) -> Callable[[int], tuple[Tensor | None, Tensor | None, Tensor | None]]:
