@@ -193,9 +193,8 @@ def bare_steps(prepared: Prepared, precision: Precision, steps: int) -> list[flo
                 features, logits = features[n:], logits[:n]
             else:
                 features, (_, logits) = student(ti)[0], student(replicated)
-            with torch.no_grad():
-                prepared.source(rgb)
-                prepared.source(prepared.T(tr))
+            with torch.no_grad():  # in one pass, as the engine has it
+                prepared.source(torch.cat([rgb, prepared.T(tr)]))
         optimiser.zero_grad()
         (features.float().mean() + logits.float().square().mean()).backward()
         optimiser.step()

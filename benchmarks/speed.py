@@ -7,7 +7,7 @@ compute of its networks. All in one run, in turns, since a machine's speed chang
                        second stage; T is there), and socket with SOCKET's
     socket_loop        benchmarks.socket_loop, from files, fp32; with 0 and with 2 worker processes a loader (--loader-workers), the fastest counts
     bare               what tgmb_tgkt's step asks of its networks, on tensors that are there: the student forward and backward on the
-                       target and TI images, f_s on TI RGB, T and the source model on the target images; the optimiser's step
+                       target and TI images, T on the target images, the source model on those and on TI RGB; the optimiser's step
 
 Images are target images and pairs, a batch of each a step, counted alike. Ratios of medians of single steps:
 
