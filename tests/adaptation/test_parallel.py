@@ -116,7 +116,7 @@ def test_two_processes_have_the_losses_and_weights_of_one(adapt, data, tmp_path)
 
 def test_a_failure_of_both_is_told_and_aborts_neither(data, tmp_path):
     """Where they fail, the group is not left: its end with the process's must not look like a crash."""
-    spec(data, **{"data": {"target": {"uri": "no_such_folder"}}})
+    spec(data, data={"target": {"uri": "no_such_folder"}})
     ran = two("-m", "worker.adaptation", str(data / "spec.json"), "--out", str(tmp_path / "two"))
     assert '"code":"reference_missing"' in ran.stdout.replace(" ", "")
     assert "Signal 6" not in ran.stderr, ran.stderr

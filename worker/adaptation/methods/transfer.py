@@ -82,7 +82,8 @@ def train(
             tr, ti = (None if x is None else to_device(x, device) for x in (x_tr_t, x_ti_t))
             f_t, logits, seen = forward(student, feed, tr, ti, observe=w.bn_t > 0, together=s.batch_norm == "frozen")
             f_t, logits = (None if x is None else gathered(x) for x in (f_t, logits))
-            f_s, taught = frozen(job.source, to_device(x_ti_s, device) if w.feat > 0 else None, tr if w.kl > 0 else None, translate)
+            x_ti_s = to_device(x_ti_s, device) if w.feat > 0 else None
+            f_s, taught = frozen(job.source, x_ti_s, tr if w.kl > 0 else None, translate)
             if w.feat > 0:
                 terms["L_feat"] = l_feat(gathered(f_s), f_t)
                 total = total + w.feat * terms["L_feat"]
