@@ -19,21 +19,22 @@ from typing import Any
 import sqlalchemy as sa
 import structlog
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from app.database import Database
 from app.jobs.states import TERMINAL
 from app.jobs.table import Job, MlflowExport
 from app.settings import Settings
+from worker.beside import Call
 from worker.process import WorkerProcess
 from worker.tracking import story
 
 LIVE = timedelta(seconds=30)
 """Between two exports of a job that goes on; one that has ended is exported at once."""
 CLAIM = timedelta(minutes=5)
-"""Renewed before each file and each batch of points."""
-SLOWEST = 2e5
-"""Bytes a second at which a file is given time, besides."""
+"""Renewed while the export goes on, and so long that whoever sleeps for a while does not lose it."""
+RENEW_S = 60.0
 PASS_S = 60.0
 """After this a pass takes no more jobs: the next one goes on."""
 FIRST, LONGEST = timedelta(seconds=10), timedelta(minutes=10)
@@ -47,6 +48,8 @@ CLIENT = {
 }
 """Of MLflow's own client, where the operator has not said otherwise."""
 BATCH = 500
+UNTOLD = timedelta(days=1)
+"""Due for so long, nobody tells it: a worker that is told where MLflow is looks every few seconds, and pauses for minutes at most."""
 SCRATCH = "mlflow"
 ABANDONED_S = 24 * 3600.0
 log = structlog.get_logger()
@@ -98,7 +101,7 @@ def tell_mlflow(worker: WorkerProcess) -> None:
     until = time.monotonic() + PASS_S
     while time.monotonic() < until and (export := claim(worker.db)) is not None:
         try:
-            done = _tell(worker, export)
+            done = _renewed(worker, export)
         except LostError:
             continue
         except Exception as error:
@@ -110,6 +113,16 @@ def tell_mlflow(worker: WorkerProcess) -> None:
         worker.metrics.mlflow_exports.labels("sent").inc()
 
 
+def _renewed(worker: WorkerProcess, export: Export) -> Done:
+    """A server may take longer for one answer than a claim lasts. Another worker would begin anew then, and so on in turns: none would
+    come to an end, and no failure would count, as it would be that of a worker whose export it is not."""
+    call = Call(lambda: _tell(worker, export), "mlflow-export")
+    while not call.ended(RENEW_S):
+        with contextlib.suppress(LostError, OperationalError):  # it finds out itself; and the database may be back in time
+            hold(worker.db, export)
+    return call.result()
+
+
 def _tell(worker: WorkerProcess, export: Export) -> Done:
     for name, value in CLIENT.items():
         os.environ.setdefault(name, value)
@@ -119,7 +132,7 @@ def _tell(worker: WorkerProcess, export: Export) -> Done:
         told = story.read(session, export.job_id, after=export.sent_until)
     scratch = worker.settings.work_dir / SCRATCH
     scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return run.tell(run.open_client(worker.settings), worker, export, told, scratch, lambda size: hold(worker.db, export, size))
+    return run.tell(run.open_client(worker.settings), worker, export, told, scratch, lambda: hold(worker.db, export))
 
 
 def due(now: datetime) -> Any:
@@ -150,11 +163,10 @@ def _ours(export: Export) -> tuple[Any, Any]:
     return MlflowExport.job_id == export.job_id, MlflowExport.claims == export.claims
 
 
-def hold(db: Database, export: Export, size: int = 0) -> None:
-    """For as long as it may take to send so many bytes. Raises LostError."""
+def hold(db: Database, export: Export) -> None:
+    """For a while more. Raises LostError."""
     with db.write() as session:
-        until = db.now(session) + CLAIM + timedelta(seconds=size / SLOWEST)
-        renewed = sa.update(MlflowExport).where(*_ours(export)).values(next_at=until)
+        renewed = sa.update(MlflowExport).where(*_ours(export)).values(next_at=db.now(session) + CLAIM)
         if session.execute(renewed).rowcount == 0:
             raise LostError
 
@@ -184,10 +196,12 @@ def fail(db: Database, export: Export, error: str) -> bool:
 
 
 def forget_deleted(worker: WorkerProcess) -> None:
-    """What was told of jobs that are deleted; those of which there is more to tell are told first."""
-    gone = sa.select(MlflowExport.job_id).outerjoin(Job, Job.id == MlflowExport.job_id)
+    """What was told of jobs that are deleted; those of which there is more to tell are told first, unless nobody does: where MLflow
+    was switched off."""
+    gone = sa.select(MlflowExport.job_id).outerjoin(Job, Job.id == MlflowExport.job_id).where(Job.id.is_(None)).limit(BATCH)
     with worker.db.read() as session:
-        ids = session.scalars(gone.where(MlflowExport.next_at.is_(None), Job.id.is_(None)).limit(BATCH)).all()
+        untold = MlflowExport.next_at < worker.db.now(session) - UNTOLD
+        ids = session.scalars(gone.where(sa.or_(MlflowExport.next_at.is_(None), untold))).all()
     if ids:
         with worker.db.write() as session:
             session.execute(sa.delete(MlflowExport).where(MlflowExport.job_id.in_(ids)))

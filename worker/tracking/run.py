@@ -42,9 +42,9 @@ def open_client(settings: Settings) -> MlflowClient:
 
 
 def tell(
-    client: MlflowClient, worker: WorkerProcess, export: Export, told: Story | None, scratch: Path, hold: Callable[[int], None]
+    client: MlflowClient, worker: WorkerProcess, export: Export, told: Story | None, scratch: Path, hold: Callable[[], None]
 ) -> Done:
-    """hold: called before so many bytes are sent, and raises where the export is not this worker's any more. Raises whatever keeps
+    """hold: called before what cannot be taken back, and raises where the export is not this worker's any more. Raises whatever keeps
     MLflow or the blob store from answering."""
     settings = worker.settings
     experiment_id = _experiment(client, settings.mlflow_experiment)
@@ -56,7 +56,7 @@ def tell(
         return Done(None, None, over=True)
     job = told.job
     if run is None:
-        hold(0)
+        hold()
         tags = {"mlflow.user": "modalbridge", "mlflow.source.name": "modalbridge", "mlflow.source.type": "JOB"}
         run = client.create_run(experiment_id, milliseconds(job.started_at), tags | story.tags(told), job.name or job.id)
     elif run.info.lifecycle_stage != "active":
@@ -72,7 +72,7 @@ def tell(
                 again = story.read(session, job.id, after=None)
             points = again.points if again is not None else points
     for some in _batches(points, METRICS):
-        hold(0)
+        hold()
         sent = [Metric(story.metric_name(one.series), one.value, milliseconds(one.at), one.step) for one in some]
         client.log_batch(run_id, metrics=sent)
         sent_until = some[-1].at
@@ -113,7 +113,7 @@ def _find(client: MlflowClient, experiment_id: str, export: Export) -> Run | Non
 
 
 def _give_files(
-    client: MlflowClient, worker: WorkerProcess, run: Run, told: Story, scratch: Path, hold: Callable[[int], None]
+    client: MlflowClient, worker: WorkerProcess, run: Run, told: Story, scratch: Path, hold: Callable[[], None]
 ) -> dict[str, str]:
     """What the job has published and is not there yet; its model as a folder that MLflow loads, and as a version of the registered
     model. Returns tags: why it is not."""
@@ -123,11 +123,11 @@ def _give_files(
         (Path(one.path).name, one.file_size) for place in (None, model.FOLDER) for one in client.list_artifacts(run_id, place)
     }
     for artifact in (one for one in told.artifacts if one.size <= limit and (one.name, one.size) not in there):
-        hold(artifact.size)
+        hold()
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             path = worker.blobs.local(artifact.blob_key, Path(folder) / artifact.name)
             client.log_artifact(run_id, str(path), None if artifact.name in model.REPORTS else model.FOLDER)
-    hold(0)
+    hold()
     try:
         card, prepared = (_document(worker.blobs, told, name) for name in ("model.json", "preprocessing.json"))
         found = model.loading(card, prepared)
@@ -145,7 +145,7 @@ def _give_files(
             client.log_text(run_id, text, f"{model.FOLDER}/{name}")
         reason = ""
         if (name := story.registered_name(worker.settings.mlflow_model, told)) is not None:
-            hold(0)
+            hold()
             refused = _register(client, run, name, told)
     return {"not_loadable": reason, "not_registered": refused}
 

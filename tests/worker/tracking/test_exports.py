@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
@@ -113,6 +114,22 @@ def test_what_was_told_of_a_job_is_forgotten_after_it(embedded_both: Embedded, w
     assert {row.job_id for row in kept_exports(worker)} == {ended.job_id, going.job_id}
 
 
+def test_of_a_deleted_job_nothing_is_kept_for_a_server_that_is_told_no_more(embedded_both: Embedded):
+    """MLflow was switched off before it had heard of the job's end."""
+    worker = embedded_both.process()
+    with_mlflow = embedded_both.process(mlflow_tracking_uri=NOBODY)
+    kept, deleted = (claimed(with_mlflow, embedded_both) for _ in range(2))
+    fail(worker, deleted)
+    service.delete(worker.db, worker.blobs, EMBEDDED_TENANT, deleted.job_id)
+    exports.forget_deleted(worker)
+    assert {row.job_id for row in open_exports(worker)} == {kept.job_id, deleted.job_id}, "it may be back in a minute"
+    with worker.db.write() as session:
+        long_due = worker.db.now(session) - 1.1 * exports.UNTOLD
+        session.execute(sa.update(MlflowExport).values(next_at=long_due))
+    exports.forget_deleted(worker)
+    assert {row.job_id for row in kept_exports(worker)} == {kept.job_id}
+
+
 def test_who_dies_while_telling_makes_no_second_run(embedded_both: Embedded, worker_both: WorkerProcess, client: MlflowClient):
     worker = worker_both
     claim = claimed(worker, embedded_both)
@@ -198,6 +215,29 @@ def test_nothing_waits_for_a_server_that_hangs(embedded: Embedded, client: Mlflo
         housekeeping.stop()
         connection.close()
         wait_for(lambda: open_exports(worker)[0].failures == 1 if open_exports(worker) else False, "the failure")
+
+
+def test_a_server_that_takes_longer_than_a_claim_is_waited_for_by_one_worker_whose_failure_counts(
+    embedded_both: Embedded, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
+    monkeypatch.setattr(exports, "CLAIM", timedelta(seconds=1))
+    monkeypatch.setattr(exports, "RENEW_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as hung, ThreadPoolExecutor(1) as pool:
+        worker = embedded_both.process(mlflow_tracking_uri=f"http://127.0.0.1:{hung.getsockname()[1]}")
+        claimed(worker, embedded_both)
+        telling = pool.submit(exports.tell_mlflow, worker)
+        connection, _ = hung.accept()
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            assert exports.claim(worker.db) is None, "another worker would begin anew"
+            time.sleep(0.1)
+        telling.result(timeout=30)
+        connection.close()
+    (row,) = open_exports(worker)
+    assert row.failures == 1
+    with worker.db.read() as session:
+        assert row.next_at - worker.db.now(session) > timedelta(seconds=5)
 
 
 def test_a_job_that_is_deleted_before_its_end_was_told_is_not_left_running(
