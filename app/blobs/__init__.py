@@ -77,6 +77,16 @@ def open_blobs(settings: Settings) -> Blobs:
     return S3Blobs(bucket, prefix.strip("/"), settings.s3_endpoint_url or None, settings.blob_dir / "aside")
 
 
+def lost(blobs: Blobs, *keys: str) -> bool:
+    """Whether one of them is not there, though a row names it: as where a database was restored without its blobs."""
+    try:
+        for key in keys:
+            blobs.read(key, 0, 1).close()
+    except FileNotFoundError:
+        return True
+    return False
+
+
 def discard(blobs: Blobs, keys: Iterable[str]) -> None:
     """Deletes blobs that no row names any more, or yet. What a store that is away keeps, housekeeping finds."""
     try:

@@ -7,7 +7,7 @@ from contextlib import closing
 from sqlalchemy.exc import IntegrityError
 
 from app import archives, kept, listing, storage
-from app.blobs import Blobs, Staged, full_disk_told
+from app.blobs import Blobs, Staged, full_disk_told, lost
 from app.database import Database
 from app.datasets import queries
 from app.datasets.table import Dataset
@@ -27,11 +27,15 @@ def store(
     """The committed dataset, and whether it is new: the same bytes are one. The archive is read to its end first. `staged` is
     used up, whatever comes of it. Raises Problem as app.listing.of_archive does, storage_full, quota_exceeded; BlobsAwayError."""
     with staged:
-        if known := _known(db, tenant_id, staged.sha256):
-            return known, False
-        storage.require(db, settings, tenant_id, staged.size)
         with full_disk_told():
             staged.file.flush()
+        known = _known(db, tenant_id, staged.sha256)
+        if known is not None:
+            if lost(blobs, known.blob_key, known.listing_key):
+                contents, _ = listing.of_archive(staged.path, settings.max_unpacked_bytes, POINTER)
+                _keep(blobs, staged, contents, known)
+            return known, False
+        storage.require(db, settings, tenant_id, staged.size)
         contents, unpacked_bytes = listing.of_archive(staged.path, settings.max_unpacked_bytes, POINTER)
         dataset_id = new_id("dataset")
         key = f"datasets/{tenant_id}/{dataset_id}"
@@ -47,11 +51,7 @@ def store(
             blob_key=key,
             listing_key=f"{key}.listing",
         )
-        blobs.keep(staged, key)  # first: it may take long, and what no row names for an hour is swept away
-        with blobs.stage() as listed:
-            listed.write(contents.packed())
-            dataset.listing_size = listed.size
-            blobs.keep(listed, dataset.listing_key)
+        dataset.listing_size = _keep(blobs, staged, contents, dataset)
     try:
         kept.commit(db, blobs, settings, dataset)
     except IntegrityError:
@@ -59,6 +59,15 @@ def store(
             return known, False
         raise
     return dataset, True
+
+
+def _keep(blobs: Blobs, staged: Staged, contents: Listing, dataset: Dataset) -> int:
+    """The archive and its listing, of which the size is given back."""
+    blobs.keep(staged, dataset.blob_key)  # first: it may take long, and what no row names for an hour is swept away
+    with blobs.stage() as listed:
+        listed.write(contents.packed())
+        blobs.keep(listed, dataset.listing_key)
+        return listed.size
 
 
 def _known(db: Database, tenant_id: str, sha256: str) -> Dataset | None:

@@ -8,7 +8,7 @@ import json
 from sqlalchemy.exc import IntegrityError
 
 from app import kept, storage
-from app.blobs import Blobs, Staged, full_disk_told
+from app.blobs import Blobs, Staged, full_disk_told, lost
 from app.database import Database
 from app.errors import Problem, few
 from app.ids import new_id
@@ -29,6 +29,8 @@ def store(
     with staged:
         fingerprint = fingerprint_of(staged.sha256, description)
         if known := _known(db, tenant_id, fingerprint):
+            if lost(blobs, known.blob_key):
+                blobs.keep(staged, known.blob_key)
             return known, False
         storage.require(db, settings, tenant_id, staged.size)
         with full_disk_told():

@@ -73,6 +73,15 @@ def test_the_same_bytes_are_one_dataset_also_at_once(service: Service) -> None:
         assert session.scalar(sa.select(sa.func.count(Dataset.id))) == 1
 
 
+def test_an_archive_or_listing_that_the_store_has_lost_is_there_again_once_it_is_uploaded_again(service: Service) -> None:
+    first = upload(service.client).json()
+    contents = {file: file.read_bytes() for file in files_in(service.blobs)}
+    for file in contents:
+        file.unlink()
+        assert (answer := upload(service.client)).status_code == 200 and answer.json() == first
+        assert {file: file.read_bytes() for file in files_in(service.blobs)} == contents
+
+
 def test_the_list_is_newest_first_and_pages(service: Service) -> None:
     ids = [upload(service.client, made("tar", {f"{n}.png": b"x"})).json()["id"] for n in range(3)]
     first = service.client.get("/datasets", params={"limit": 2}).json()

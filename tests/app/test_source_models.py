@@ -68,6 +68,17 @@ def test_the_same_file_with_the_same_description_is_one_model(service: Service) 
     assert len(files_in(service.blobs)) == 3
 
 
+def test_a_file_that_the_store_has_lost_is_there_again_once_it_is_uploaded_again(service: Service) -> None:
+    """As after a restore of the database without its blobs."""
+    first = upload(service.client).json()
+    (file,) = files_in(service.blobs)
+    content = file.read_bytes()
+    file.unlink()
+    again = upload(service.client)
+    assert (again.status_code, again.json()) == (200, first)
+    assert [one.read_bytes() for one in files_in(service.blobs)] == [content]
+
+
 def test_parallel_identical_uploads_end_in_one_model(service: Service) -> None:
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: upload(service.client), range(16)))
