@@ -56,9 +56,9 @@ def service(data_dir: Path, roots: Sequence[Path]) -> Iterator[str]:
         end(started)
 
 
-def start(command: Sequence[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """In a session of its own: Ctrl-C reaches this process alone, which then ends the others in order."""
-    with log.open("wb") as out:
+def start(command: Sequence[str], env: Mapping[str, str], log: Path, *, again: bool = False) -> subprocess.Popen[bytes]:
+    """In a session of its own: Ctrl-C reaches this process alone, which then ends the others in order. again: its log goes on."""
+    with log.open("ab" if again else "wb") as out:
         return subprocess.Popen(  # noqa: S603 - our own command line
             command, cwd=ROOT, env=dict(env), stdout=out, stderr=out, start_new_session=True
         )
@@ -83,10 +83,10 @@ def all_alive(processes: Mapping[str, subprocess.Popen[bytes]], logs: Path) -> N
     """Raises RuntimeError, with the end of logs/NAME.log, if one of them has ended."""
     for name, process in processes.items():
         if process.poll() is not None:
-            raise RuntimeError(f"the {name} ended with code {process.returncode}:\n{_tail(logs / f'{name}.log')}")
+            raise RuntimeError(f"the {name} ended with code {process.returncode}:\n{tail(logs / f'{name}.log')}")
 
 
-def _tail(log: Path, lines: int = 20) -> str:
+def tail(log: Path, lines: int = 20) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 

@@ -19,7 +19,7 @@ from worker.metrics import LOST, WorkerMetrics
 
 SAMPLES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
 WORDS = {"and", "or", "unless", "bool", "offset", "Inf"}
-BY_PROMETHEUS = {"up": frozenset({"job", "instance"})}
+BY_PROMETHEUS = {"up": frozenset({"job", "instance"}), "ALERTS": frozenset({"alertname", "alertstate", "severity"})}
 
 
 def collected(registry: CollectorRegistry) -> dict[str, tuple[str, frozenset[str]]]:
