@@ -15,6 +15,7 @@ help:  ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml constraints.txt client/pyproject.toml
+	@echo "Installing into $(VENV): minutes, and gigabytes where torch comes with CUDA"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' -e './client[yaml]'
 	@touch $@

@@ -27,9 +27,16 @@ def upgrade(db: Database) -> None:
 
 
 def require_current(db: Database) -> None:
-    """Raises RuntimeError, with the command to run, unless the database is at the revision of this code."""
-    head = ScriptDirectory.from_config(config(db)).get_current_head()
+    """Raises RuntimeError, with what to do, unless the database is at the revision of this code."""
+    script = ScriptDirectory.from_config(config(db))
+    head = script.get_current_head()
     with db.engine.connect() as connection:
         found = MigrationContext.configure(connection).get_current_revision()
     if found != head:
-        raise RuntimeError(f"the database is at revision {found}, this code needs {head}: run `make migrate`")
+        older = found is None or found in {revision.revision for revision in script.walk_revisions()}
+        remedy = (
+            "run `make migrate`"
+            if older
+            else "it is newer than this code, so start the newer code, or restore the backup from before"
+        )
+        raise RuntimeError(f"the database is at revision {found}, this code needs {head}: {remedy}")

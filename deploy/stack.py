@@ -48,7 +48,9 @@ def environment(service: Mapping[str, Any], servers: Mapping[str, str], **own: s
     `own`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MODALBRIDGE_")}
     theirs = {name: here(str(value), servers) for name, value in service["environment"].items()}
-    files = {name: value or "" for file in service.get("env_file", []) for name, value in dotenv_values(ROOT / file["path"]).items()}
+    files = {
+        name: value or "" for file in service.get("env_file", []) for name, value in dotenv_values(ROOT / file["path"]).items()
+    }
     return kept | files | theirs | {name: value for name, value in own.items() if name in theirs}
 
 

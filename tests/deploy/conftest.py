@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import redis
+import sqlalchemy as sa
 
+from app.ids import new_id
 from deploy import compose, stack
+from tests.conftest import POSTGRES
 from tests.worker.conftest import embedded, environment, small_data
 
 __all__ = ["embedded", "environment", "small_data"]
+REDIS = os.environ.get("MODALBRIDGE_TEST_REDIS", "redis://127.0.0.1:6379/9")
 
 
 @pytest.fixture(scope="session")
 def services() -> dict[str, dict[str, Any]]:
     """With every secret set."""
     return compose.read(stack.SECRETS | {"MODALBRIDGE_DATA": "/images"})["services"]
+
+
+@pytest.fixture
+def database_url() -> Iterator[str]:
+    """Of a database that is not there yet."""
+    url = sa.make_url(POSTGRES)
+    name = new_id("modalbridge_stack")
+    yield url.set(database=name).render_as_string(hide_password=False)
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        connection.execute(sa.text(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
+
+
+@pytest.fixture
+def broker_url() -> Iterator[str]:
+    with redis.from_url(REDIS) as client:
+        client.flushdb()
+        yield REDIS
+        client.flushdb()

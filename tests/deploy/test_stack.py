@@ -9,45 +9,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import redis
 import sqlalchemy as sa
 
 from app.database import Database
-from app.ids import new_id
 from app.jobs.table import Worker
 from demo.processes import free_port
 from deploy import stack
 from tests.adaptation.conftest import CLASSES, SIZE
-from tests.conftest import POSTGRES
 from tests.worker.embedded import ROOT, processes_that_name, wait_for
 
-REDIS = os.environ.get("MODALBRIDGE_TEST_REDIS", "redis://127.0.0.1:6379/9")
 Services = dict[str, dict[str, Any]]
-
-
-@pytest.fixture
-def database_url() -> Iterator[str]:
-    """Of a database that is not there yet."""
-    url = sa.make_url(POSTGRES)
-    name = new_id("modalbridge_stack")
-    yield url.set(database=name).render_as_string(hide_password=False)
-    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
-    with engine.connect() as connection:
-        connection.execute(sa.text(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
-
-
-@pytest.fixture
-def broker_url() -> Iterator[str]:
-    with redis.from_url(REDIS) as client:
-        client.flushdb()
-        yield REDIS
-        client.flushdb()
 
 
 def job(client: httpx.Client, data: Path) -> str:
@@ -69,6 +45,7 @@ def job(client: httpx.Client, data: Path) -> str:
 @pytest.mark.acceptance
 @pytest.mark.postgres
 @pytest.mark.redis
+@pytest.mark.prometheus
 def test_a_job_goes_through_and_sigterm_leaves_no_process(
     tmp_path: Path, small_data: Path, database_url: str, broker_url: str
 ) -> None:
@@ -93,8 +70,9 @@ def test_a_job_goes_through_and_sigterm_leaves_no_process(
             told = ""
             while "Ctrl-C" not in told and (said := running.stdout.readline()):
                 told += said
-            numbers = {name: int(number) for name, number in re.findall(r"^(\S+) +process (\d+)", told, re.MULTILINE)}
-            assert numbers.keys() == {"store", "front-end", "worker-1", "worker-2"}, told
+            numbers = processes_told(told)
+            assert numbers.keys() == {"store", "front-end", "worker-1", "worker-2", "prometheus"}, told
+            assert (folder / "worker.env").stat().st_mode & 0o777 == 0o600
 
             db = Database(database_url)
             wait_for(lambda: workers_of(db) == {numbers["worker-1"], numbers["worker-2"]}, "two workers", 30)
@@ -103,12 +81,20 @@ def test_a_job_goes_through_and_sigterm_leaves_no_process(
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
                 assert client.get("/readyz").json()["checks"] == dict.fromkeys(("database", "broker", "blobs", "worker"), "ok")
                 address = job(client, small_data)
-                until = time.monotonic() + 90
-                while (status := client.get(address, params={"wait": 5}).json())["status"] in ("queued", "running"):
-                    assert time.monotonic() < until, status
-                assert status["status"] == "succeeded", status
+                numbers |= drained(running, "worker-1", numbers["worker-1"])
+                assert ended(client, address) == "succeeded"
                 assert client.get(f"{address}/model").status_code == 200
-            assert '"PUT /modalbridge/blobs/' in (folder / "store.log").read_text(), "the weights are in the store"
+            assert [path for path in (folder / "store").rglob("*.dat") if path.stat().st_size > 10_000], (
+                "the weights are in the store"
+            )
+            (at,) = re.findall(r"^prometheus .* (http\S+)", told, re.MULTILINE)
+            wait_for(
+                lambda: up(at) == {"frontend": 1, "prometheus": 1, "worker": 2},
+                "Prometheus to reach them all",
+                60,
+                lambda: str(up(at)),
+            )
+            assert "ModalBridgeNoWorker" in httpx.get(f"{at}/api/v1/rules").text
 
             running.send_signal(signal.SIGTERM)
             assert "every process that was started has ended" in running.communicate(timeout=60)[0]
@@ -117,6 +103,32 @@ def test_a_job_goes_through_and_sigterm_leaves_no_process(
     assert running.returncode == 0
     assert [number for number in numbers.values() if Path(f"/proc/{number}").exists()] == []
     assert processes_that_name(str(tmp_path)) == []
+
+
+def ended(client: httpx.Client, address: str) -> str:
+    """The job's status once it is over."""
+    until = time.monotonic() + 120
+    while (found := client.get(address, params={"wait": 5}).json())["status"] in ("queued", "running"):
+        assert time.monotonic() < until, found
+    return found["status"]
+
+
+def processes_told(said: str) -> dict[str, int]:
+    return {name: int(number) for name, number in re.findall(r"^(\S+) .*process (\d+)", said, re.MULTILINE)}
+
+
+def drained(running: subprocess.Popen[str], name: str, number: int) -> dict[str, int]:
+    """A worker that is asked to stop hands back its job; another takes its place, whose process is told."""
+    os.kill(number, signal.SIGTERM)
+    assert running.stdout is not None
+    told = processes_told(running.stdout.readline())
+    assert told.keys() == {name} and told[name] != number
+    return told
+
+
+def up(prometheus: str) -> dict[str, int]:
+    found = httpx.get(f"{prometheus}/api/v1/query", params={"query": "sum by (job) (up)"}).json()["data"]["result"]
+    return {one["metric"]["job"]: int(one["value"][1]) for one in found}
 
 
 def workers_of(db: Database) -> set[int]:

@@ -37,6 +37,16 @@ def test_downgrade_leaves_nothing_and_upgrade_builds_it_again(database: Database
     schema.require_current(database)
 
 
+def test_a_database_of_another_release_is_refused_with_what_helps(database: Database) -> None:
+    command.downgrade(schema.config(database), "0011")
+    with pytest.raises(RuntimeError, match="is at revision 0011, this code needs .*: run `make migrate`"):
+        schema.require_current(database)
+    with database.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = 'of-tomorrow'"))
+    with pytest.raises(RuntimeError, match="it is newer than this code"):
+        schema.require_current(database)
+
+
 def test_two_processes_that_start_together_migrate_once(database: Database) -> None:
     command.downgrade(schema.config(database), "base")
     env = os.environ | {"MODALBRIDGE_DATABASE_URL": database.url.render_as_string(hide_password=False)}
