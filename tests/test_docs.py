@@ -62,7 +62,7 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
 def test_every_variable_is_read_by_the_settings_the_command_the_tests_or_compose(page: Path) -> None:
     known = {f"MODALBRIDGE_{name.upper()}" for name in Settings.model_fields}
     readers = (
-        "client/modalbridge/cli/options.py", "tests/conftest.py", "tests/deploy/test_stack.py", "tests/worker/test_brokers.py",
+        "client/modalbridge/cli/options.py", "tests/conftest.py", "tests/deploy/conftest.py", "tests/worker/test_brokers.py",
         "docker-compose.yml",
     )  # fmt: skip
     known |= {name for reader in readers for name in re.findall(r"MODALBRIDGE_[A-Z0-9_]+", text(reader))}

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -21,6 +22,7 @@ from app.jobs.table import Worker
 from demo.processes import free_port
 from deploy import stack
 from tests.adaptation.conftest import CLASSES, SIZE
+from tests.test_docs import blocks
 from tests.worker.embedded import ROOT, processes_that_name, wait_for
 
 Services = dict[str, dict[str, Any]]
@@ -87,7 +89,7 @@ def test_a_job_goes_through_and_sigterm_leaves_no_process(
             assert [path for path in (folder / "store").rglob("*.dat") if path.stat().st_size > 10_000], (
                 "the weights are in the store"
             )
-            (at,) = re.findall(r"^prometheus .* (http\S+)", told, re.MULTILINE)
+            at, worker = (re.search(rf"^{name} .* (http\S+)", told, re.MULTILINE)[1] for name in ("prometheus", "worker-2"))
             wait_for(
                 lambda: up(at) == {"frontend": 1, "prometheus": 1, "worker": 2},
                 "Prometheus to reach them all",
@@ -95,6 +97,18 @@ def test_a_job_goes_through_and_sigterm_leaves_no_process(
                 lambda: str(up(at)),
             )
             assert "ModalBridgeNoWorker" in httpx.get(f"{at}/api/v1/rules").text
+            (look,) = blocks(ROOT / "docs/monitoring.md", "sh")
+            here = {"8000": port, "9101": urlsplit(worker).port, "9090": urlsplit(at).port}
+            for there, number in here.items():
+                assert f"127.0.0.1:{there}" in look
+                look = look.replace(f"127.0.0.1:{there}", f"127.0.0.1:{number}")
+            seen = subprocess.run(["bash", "-euc", look], capture_output=True, text=True, check=True).stdout
+            assert (
+                '"status":"ok"' in seen
+                and 'modalbridge_workers{state="idle"} 2.0' in seen
+                and "modalbridge_worker_busy 0.0" in seen
+            )
+            assert '"status":"success"' in seen
 
             running.send_signal(signal.SIGTERM)
             assert "every process that was started has ended" in running.communicate(timeout=60)[0]
