@@ -34,7 +34,7 @@ from deploy import compose
 METRICS_PORT, PROMETHEUS_PORT = 9101, 9090
 """Of the first worker, and of Prometheus; where one is taken, another is found."""
 SOON_S = 10.0
-"""What ends so soon after its start would end again."""
+"""What fails so soon after its start would fail again."""
 SECRETS = {
     name: "of-no-use-here"
     for name in ("POSTGRES_PASSWORD", "REDIS_PASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "GRAFANA_PASSWORD")
@@ -98,10 +98,10 @@ class Stack:
         end([self.processes[name] for name in names], max((self.parts[name].grace_s for name in names), default=0))
 
     def keep(self) -> Iterator[str]:
-        """What has ended is started again, as Compose would; the names. Raises RuntimeError for what ends as soon as it is started."""
+        """What has ended is started again, as Compose would; the names. Raises RuntimeError for what fails as soon as it is started."""
         for name, process in self.processes.items():
             if process.poll() is not None:
-                if time.monotonic() - self.began[name] < SOON_S:
+                if process.returncode > 0 and time.monotonic() - self.began[name] < SOON_S:
                     raise RuntimeError(f"{name} ended with code {process.returncode}:\n{tail(self.log(name))}")
                 self.begin(name, self.parts[name], again=True)
                 yield name

@@ -180,3 +180,15 @@ def test_the_services_servers_become_those_of_this_machine(services: Services, m
     assert line[6:9] == ["127.0.0.1", "--port", "81"]
     line = stack.command(services["bucket"], servers)
     assert line == [sys.executable, "deploy/bucket.py", "s3://modalbridge/blobs", "--endpoint-url", "http://s:4"]
+
+
+def test_what_fails_as_soon_as_it_is_started_is_not_started_for_ever(tmp_path: Path) -> None:
+    running = stack.Stack(tmp_path)
+    running.begin("worker-1", stack.Part(["sh", "-c", "echo no such database; exit 3"], os.environ, 5))
+    running.processes["worker-1"].wait()
+    with pytest.raises(RuntimeError, match=r"worker-1 ended with code 3:\nno such database"):
+        list(running.keep())
+    running.began["worker-1"] -= stack.SOON_S
+    assert list(running.keep()) == ["worker-1"], "later it is worth a try"
+    running.processes["worker-1"].wait()
+    assert running.log("worker-1").read_text() == 2 * "no such database\n"

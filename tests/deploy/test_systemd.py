@@ -1,0 +1,54 @@
+"""deploy/systemd runs what docker-compose.yml runs."""
+
+from __future__ import annotations
+
+import configparser
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.settings import Settings
+from deploy import compose
+from tests.test_docs import ROOT, text
+
+UNITS = {"frontend": "modalbridge-front-end.service", "worker": "modalbridge-worker@.service"}
+each = pytest.mark.parametrize("service", UNITS)
+
+
+def unit(service: str) -> dict[str, str]:
+    parsed = configparser.ConfigParser(interpolation=None)
+    parsed.optionxform = str  # type: ignore[method-assign,assignment]
+    parsed.read_string(text(f"deploy/systemd/{UNITS[service]}"))
+    return dict(parsed["Service"])
+
+
+@each
+def test_a_unit_has_composes_command_and_its_time_to_stop(service: str, services: dict[str, Any]) -> None:
+    found, theirs = unit(service), services[service]
+    program, *rest = shlex.split(found["ExecStart"])
+    line = [Path(program).name, *rest]
+    assert [word if word != "127.0.0.1" else "0.0.0.0" for word in line] == theirs["command"]
+    assert int(found["TimeoutStopSec"]) == compose.seconds(theirs["stop_grace_period"])
+    assert found["Restart"] == "always"
+
+
+@each
+def test_a_unit_sets_settings_that_there_are_and_keeps_secrets_in_a_file(service: str) -> None:
+    found = unit(service)
+    names = {pair.partition("=")[0] for pair in found["Environment"].split()} - {"CUDA_VISIBLE_DEVICES"}
+    assert names <= {f"MODALBRIDGE_{name.upper()}" for name in Settings.model_fields}
+    assert found["EnvironmentFile"] == "/etc/modalbridge.env" and found["User"] == "modalbridge"
+    assert found["NoNewPrivileges"] == "yes" and found["ProtectSystem"] == "strict"
+
+
+def test_only_the_worker_itself_is_asked_to_stop_and_its_jobs_may_make_a_namespace() -> None:
+    found = unit("worker")
+    assert found["KillMode"] == "mixed" and "RestrictNamespaces" not in found
+
+
+def test_the_page_installs_the_units_that_there_are() -> None:
+    page = (ROOT / "docs/deploying.md").read_text(encoding="utf-8")
+    assert "deploy/systemd/*.service" in page
+    assert {path.name for path in (ROOT / "deploy/systemd").iterdir()} == set(UNITS.values())
