@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
-import pytest
 from sphinx.util.inventory import InventoryFile
 
 import modalbridge
@@ -17,17 +14,6 @@ from app.main import create_app
 from app.settings import Settings
 from app.spec import JobRequest
 from modalbridge.cli.app import app as command
-
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    built = tmp_path_factory.mktemp("site")
-    arguments = ["-W", "--keep-going", "-n", "-q", "-c", "docs", "-d", str(built / "read"), ".", str(built / "site")]
-    done = subprocess.run([sys.executable, "-m", "sphinx", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    return built / "site"
 
 
 class Loaded(HTMLParser):
