@@ -8,7 +8,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "client"), str(ROOT / "docs")]
 
 project = html_title = "ModalBridge"
 copyright = "ModalBridge contributors, Apache-2.0"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "from_code", "accessible"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "from_code", "for_readers"]
 
 # The root is the source, so that CHANGELOG.md and its like are pages as well, and links are the same here as on a Git host.
 root_doc = "docs/index"

@@ -1,7 +1,9 @@
-"""What Sphinx's HTML lacks for those who hear a page: found by axe (tests/docs)."""
+"""What Sphinx's HTML lacks: for those who hear a page, found by axe (tests/docs); and titles in place of files' names."""
 
 from __future__ import annotations
 
+import posixpath
+import re
 from typing import Any
 
 from docutils import nodes
@@ -21,6 +23,18 @@ class Translator(HTML5Translator):
         return super().starttag(node, tagname, suffix, empty, **attributes)
 
 
+def give_titles(app: Sphinx, document: nodes.document, name: str) -> None:
+    """On a Git host a link reads as the file that it leads to; here, where there are no such files, as the page's title."""
+    for link in document.findall(nodes.reference):
+        if link.get("internal") and re.fullmatch(r"[\w/-]+\.md", link.astext()):
+            page = posixpath.normpath(
+                posixpath.join(posixpath.dirname(name), link["refuri"].partition("#")[0].removesuffix(".html"))
+            )
+            link.clear()
+            link += nodes.inline("", app.env.titles[page].astext())
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.set_translator("html", Translator)
+    app.connect("doctree-resolved", give_titles)
     return {"parallel_read_safe": True}

@@ -45,6 +45,13 @@ def test_no_page_loads_anything_from_another_host(site: Path) -> None:
         assert [address for address in found if "//" in address] == [], sheet
 
 
+def test_a_link_reads_as_the_title_of_its_page(site: Path) -> None:
+    links = re.compile(r'<a class="reference internal"[^>]*>((?:<[^>]+>)*[^<]*)')
+    found = {page: links.findall(page.read_text(encoding="utf-8")) for page in site.rglob("*.html")}
+    assert "Operating" in {re.sub("<[^>]+>", "", link) for link in found[site / "docs/data.html"]}
+    assert [(page.name, link) for page, shown in found.items() for link in shown if link.endswith(".md")] == []
+
+
 def test_the_first_page_leads_to_the_landing_page(site: Path) -> None:
     address = re.search(r"url=([^\"]+)", (site / "index.html").read_text(encoding="utf-8"))
     assert address is not None and "Where to begin" in Loaded(site / address[1]).text
