@@ -249,14 +249,24 @@ class Problem(Exception):
 
     def __init__(self, code: str, detail: str, *, pointer: str | None = None, **context: Any) -> None:
         self.kind = CODES[code]
-        self.code, self.detail, self.pointer, self.context = code, detail, pointer, context
-        super().__init__(f"{code}: {detail}")
+        self.code, self.detail, self.pointer, self.context = code, readable(detail), readable(pointer), readable(context)
+        super().__init__(f"{code}: {self.detail}")
 
     def document(self) -> dict[str, Any]:
         """The members of an RFC 9457 problem, less `instance`."""
         known = {"type": f"urn:modalbridge:problem:{self.code}", "title": self.kind.title, "status": self.kind.status,
                  "code": self.code, "detail": self.detail, "remedy": self.kind.remedy}  # fmt: skip
         return known | ({"pointer": self.pointer} if self.pointer is not None else {}) | self.context
+
+
+def readable(value: Any) -> Any:
+    """A text, or whatever holds texts, as UTF-8 can have it: half a character, such as a file's name of another encoding has for a
+    byte, is spelt out, as `\\udcff`."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {readable(key): readable(one) for key, one in value.items()}
+    return type(value)(map(readable, value)) if isinstance(value, list | tuple) else value
 
 
 def few(names: list[str], limit: int = 5) -> str:

@@ -67,7 +67,14 @@ def _each_off(names: tuple[str, ...], settings: dict[str, Any], prefix: str) -> 
 ABLATE: dict[str, Variant] = {
     DEFAULT: COMPARE[DEFAULT],
     **_each_off(tuple(LossWeights.model_fields), {}, ""),
-    "without bridging": Variant(DEFAULT, {"weights": dict.fromkeys(STAGE_1_WEIGHTS, 0.0), "bridging": {"polarity": "keep"}}),
+    "without bridging": Variant(
+        DEFAULT,
+        {
+            "weights": dict.fromkeys(STAGE_1_WEIGHTS, 0.0),
+            "bridging": {"polarity": "keep"},
+            "transfer": {"kl_by_score": False},  # by its score such a T would teach nothing: that is `without kl`
+        },
+    ),
     "T from the image as it is": Variant(DEFAULT, {"bridging": {"polarity": "keep"}}),
     "paper's translator": Variant(DEFAULT, {"bridging": {"translator": "paper"}}),
     "relevant or not": Variant(DEFAULT, {"bridging": {"by_relevance": False}}),

@@ -8,7 +8,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "client"), str(ROOT / "docs")]
 
 project = html_title = "ModalBridge"
 copyright = "ModalBridge contributors, Apache-2.0"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "from_code"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "from_code", "for_readers"]
 
 # The root is the source, so that CHANGELOG.md and its like are pages as well, and links are the same here as on a Git host.
 root_doc = "docs/index"
@@ -31,10 +31,12 @@ default_role = "code"
 nitpick_ignore_regex = [(r"py:.*", r"(?!modalbridge\b).*")]
 
 html_theme = "furo"
+html_favicon = "../app/dashboard/static/icon.svg"
 html_copy_source = html_show_sourcelink = html_show_sphinx = False
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#1d4ed8", "color-brand-content": "#1d4ed8"},
     "dark_css_variables": {"color-brand-primary": "#8ab4ff", "color-brand-content": "#8ab4ff"},
 }
-html_static_path = ["site.css"]
+html_static_path = ["site.css", "site.js"]
 html_css_files = ["site.css"]
+html_js_files = [("site.js", {"defer": "defer"})]

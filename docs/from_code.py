@@ -14,7 +14,6 @@ from typing import Any
 
 import typer
 from docutils import nodes
-from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from typer.cli import get_docs_for_click
@@ -169,6 +168,5 @@ def add_files(app: Sphinx, error: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     for name, markdown in {"job-request": request, "http-api": api, "command-line": command_line}.items():
         app.add_directive(name, type(name, (Made,), {"markdown": staticmethod(markdown)}))
-    app.add_lexer("mermaid", TextLexer)  # drawn by Git hosts; here the text itself is shown, since the drawing takes a browser
     app.connect("build-finished", add_files)
     return {"parallel_read_safe": True}

@@ -24,6 +24,7 @@ from app.main import create_app
 from app.settings import Settings
 from tests import s3
 
+pytest.register_assert_rewrite("tests.browser")
 POSTGRES = os.environ.get("MODALBRIDGE_TEST_POSTGRES", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
 logs.configure()  # as every process of the service does
 BOTH = [pytest.param("sqlite"), pytest.param("postgres", marks=pytest.mark.postgres)]

@@ -141,6 +141,18 @@ def test_every_loss_is_told_with_its_weight_and_default() -> None:
     }
 
 
+def test_what_the_method_gains_is_what_the_results_say() -> None:
+    told = text("docs/method.md").partition("## What it gains")[2].partition("\n## ")[0]
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in told.splitlines() if line.startswith("|")]
+    methods = ["oracle" if name == "trained on labels" else name.strip("`") for name in head[1:]]
+    sections = dict(part.split("\n", 1) for part in text("docs/results.md").split("\n### ")[1:])
+    assert [row[0] for row in rows] == ["drone_ir", "nyu", "rendered", "average"]
+    for name, *figures in rows:
+        section = sections["Average over the data sets" if name == "average" else name]
+        measured = {cells[1].strip(): cells[2].strip() for line in section.splitlines() if len(cells := line.split("|")) > 2}
+        assert dict(zip(methods, figures, strict=True)) == {method: measured[method] for method in methods}, name
+
+
 def test_the_verdicts_thresholds_are_those_of_the_code() -> None:
     rows = text("docs/method.md").partition("## The verdict")[2]
     for word, (near, far) in {"above": ENTROPY_SHARE, "below": AGREEMENT}.items():

@@ -14,9 +14,9 @@ from app.errors import Problem, few
 from app.ids import new_id
 from app.settings import Settings
 from app.source_models import queries
-from app.source_models.inspection import inspect
 from app.source_models.table import SourceModel
 from app.spec import SourceModelDescription
+from app.weights_file import inspect
 
 _JOBS_NAMED = 20
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 
@@ -83,6 +84,19 @@ def test_a_file_that_is_no_image_is_unreadable_and_nothing_else(content, tmp_pat
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(UnreadableError):
         decode(tmp_path / "a.png")
+
+
+def test_a_file_of_another_kind_is_told_as_one(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"GIF89a, or whatever it is")
+    with pytest.raises(UnreadableError, match=r"^it is no PNG, JPEG or TIFF$"):
+        decode(tmp_path / "a.png")
+
+
+def test_a_jpeg_of_several_images_is_read_as_its_first(tmp_path):
+    """MPO, which many cameras write under the name of JPEG."""
+    first, second = (Image.new("RGB", (8, 6), colour) for colour in ("red", "blue"))
+    first.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[second])
+    assert decode(tmp_path / "a.jpg")[0, 0].argmax() == 0
 
 
 # Scaling
@@ -233,3 +247,14 @@ def test_a_mixed_set_is_brought_to_one_kind_with_a_warning(tmp_path):
     assert batch.shape == (8, 1, 32, 32)
     assert torch.allclose(batch, torch.full_like(batch, 128 / 255), atol=0.01)
     assert {"mixed_images", "images_converted"} <= events.warned
+
+
+def test_names_that_are_not_utf8_are_told_as_far_as_they_can_be(adapt, data):
+    """Files of an archive from elsewhere, or of an old disk: one that is read and shown, one that is broken."""
+    for image, name in (("000", b"000\xff.png"), ("001", b"two\xff.png")):
+        (data / f"target/{image}.png").rename(data / "target" / os.fsdecode(name))
+    (data / "target" / os.fsdecode(b"two\xff.png")).write_bytes(b"no image")
+    ran = adapt(method="source_only", pictures=16)
+    (target,) = (event for event in ran.events if event.type == "data" and event.reference == "target")
+    assert target.broken_names == ["two\\udcff.png: it is no PNG, JPEG or TIFF"]
+    assert "000\ufffd.png" in (ran.out / "artifacts/pictures.json").read_text(encoding="utf-8")

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from app.errors import Problem
-from app.source_models.inspection import inspect
 from app.spec import InputSpec, SourceModelFile
+from app.weights_file import inspect
 from worker.adaptation import batch_norm
 from worker.adaptation.source_model import Classifier, build, load, weights
 

@@ -303,6 +303,20 @@ def test_what_is_no_state_dict_is_refused(content, tmp_path):
     assert refused(tmp_path / "model").code == "source_model_format"
 
 
+def test_the_front_ends_look_comes_first(tensors, tmp_path):
+    """A file that never went through the front end, and what torch would make of it does not matter."""
+    save_file(tensors, tmp_path / "model")
+    with (tmp_path / "model").open("ab") as file:
+        file.write(b"\0")
+    assert "1 bytes follow the last tensor" in refused(tmp_path / "model").detail
+    raw = bytearray(zipped("model/data.pkl"))
+    end = raw.rindex(b"PK\x05\x06")
+    raw[end + 16 : end + 20] = struct.pack("<I", struct.unpack("<I", raw[end + 16 : end + 20])[0] + 5)
+    (tmp_path / "model").write_bytes(raw)
+    problem = refused(tmp_path / "model")
+    assert problem.code == "source_model_truncated" and "before its beginning" in problem.detail
+
+
 def test_an_empty_or_missing_file_is_told_apart(tmp_path):
     (tmp_path / "model").touch()
     assert refused(tmp_path / "model").code == "empty_file"

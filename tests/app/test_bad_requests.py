@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,12 +94,18 @@ def test_a_bad_field_is_named(
     refused(service, body, code, pointer)
 
 
+def not_utf8(root: Path) -> None:
+    image = root / "pairs/rgb/003.png"
+    image.rename(image.with_name(os.fsdecode(b"hall\xff.png")))
+
+
 FOLDERS: list[tuple[str, Callable[[Path], object], dict[str, str], str, str]] = [
     ("link out of the roots", link_out, {"target": "link"}, "reference_outside_roots", "/data/target/uri"),
     ("image that is a link out", image_link_out, {}, "reference_outside_roots", "/data/target/uri"),
     ("no images", lambda root: (root / "empty").mkdir(), {"target": "empty"}, "no_images", "/data/target/uri"),
     ("one image", few_images, {}, "too_few_images", "/data/target/uri"),
     ("pair without partner", lambda root: (root / "pairs/rgb/003.png").unlink(), {}, "pairs_unmatched", "/data/pairs/uri"),
+    ("name that is not UTF-8", not_utf8, {}, "pairs_unmatched", "/data/pairs/uri"),
     ("class that the model lacks", lambda root: make_images(root / "test/cup", ["1.png"]), {}, "unknown_class", "/data/evaluation/uri"),
     ("image without a class", lambda root: make_images(root / "test", ["1.png"]), {}, "layout_mismatch", "/data/evaluation/uri"),
 ]  # fmt: skip

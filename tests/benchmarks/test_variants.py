@@ -41,6 +41,7 @@ def test_the_other_rows_are_what_they_say():
     assert changed("T's last weights", DEFAULT) == {"bridging.ema": 0.0}
     off = changed("without bridging", DEFAULT)
     assert off.pop("bridging.polarity") == "keep"
+    assert off.pop("transfer.kl_by_score") is False, "else the teacher would be left out too"
     assert set(off.values()) == {0.0} and set(off) == {f"weights.{name}" for name in ("rec", "rec_f", "d", "im", "bn_s")}
 
 

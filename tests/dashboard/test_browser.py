@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Page, Request, Route, expect
 
 from app.jobs import events, lifecycle
 from tests.app.conftest import safetensors
+from tests.browser import grave
 from tests.conftest import Service
 from tests.dashboard import seeding
 from tests.dashboard.seeding import Jobs
@@ -65,9 +65,7 @@ def test_a_page_is_small_and_of_one_place_does_not_move_and_can_be_used_by_all(s
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         drawn(page)
-        found = Axe().run(page).response["violations"]
-        grave = [one for one in found if one["impact"] in ("serious", "critical")]
-        assert [(scheme, one["id"], [node["html"][:200] for node in one["nodes"]]) for one in grave] == []
+        assert grave(page) == [], scheme
     assert sum(page.evaluate("window.shifts")) < 0.02
 
 

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -218,3 +219,27 @@ def gone(number: int) -> bool:
         return "\nState:\tZ" in Path(f"/proc/{number}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return True
+
+
+@contextmanager
+def meanwhile(step: Callable[[], None]) -> Iterator[None]:
+    """Runs the step beside the supervisor, which has this thread: a child is tied to the thread that started it."""
+    raised: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            step()
+        except BaseException as error:  # noqa: BLE001 - told below, in the test's own thread
+            raised.append(error)
+
+    thread = threading.Thread(target=guarded)
+    thread.start()
+    yield
+    thread.join(60)
+    assert not thread.is_alive()
+    if raised:
+        raise raised[0]
+
+
+def counted(worker: WorkerProcess, name: str, **labels: str) -> float | None:
+    return worker.metrics.registry.get_sample_value(f"modalbridge_worker_{name}_total", labels)

@@ -15,8 +15,7 @@ from app.datasets import service as datasets
 from app.datasets.table import Dataset
 from app.jobs import service
 from tests.archives import of_folder
-from tests.worker.embedded import QUICK, Embedded, wait_for
-from tests.worker.test_supervisor import meanwhile
+from tests.worker.embedded import QUICK, Embedded, meanwhile, wait_for
 from worker import housekeeping
 from worker.cache import Cache, Room
 from worker.draining import drain

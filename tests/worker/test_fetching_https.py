@@ -15,9 +15,8 @@ from app.jobs import service
 from tests.archives import made, of_folder, tar_entry, tar_of
 from tests.https import File, Https, server
 from tests.worker.conftest import embedded_in
-from tests.worker.embedded import QUICK, Embedded, wait_for
+from tests.worker.embedded import QUICK, Embedded, meanwhile, wait_for
 from tests.worker.test_fetching import SCALING, entries, leftovers
-from tests.worker.test_supervisor import meanwhile
 from worker import sources
 from worker.draining import drain
 

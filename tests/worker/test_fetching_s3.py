@@ -15,9 +15,8 @@ from tests.app.test_buckets import put
 from tests.archives import made, of_folder
 from tests.s3 import CREDENTIALS, Bucket
 from tests.worker.conftest import embedded_in
-from tests.worker.embedded import QUICK, Embedded, wait_for
+from tests.worker.embedded import QUICK, Embedded, meanwhile, wait_for
 from tests.worker.test_fetching import SCALING, entries, leftovers, naming, uploaded
-from tests.worker.test_supervisor import meanwhile
 from worker import sources
 from worker.draining import drain
 

@@ -16,8 +16,7 @@ from app.jobs import checkpoints, service
 from app.jobs.table import Worker
 from tests.s3 import CREDENTIALS, Bucket
 from tests.worker.conftest import embedded_in
-from tests.worker.embedded import ENDLESS, QUICK, ROOT, Embedded, child_of, gone, wait_for
-from tests.worker.test_supervisor import meanwhile
+from tests.worker.embedded import ENDLESS, QUICK, ROOT, Embedded, child_of, gone, meanwhile, wait_for
 from worker import housekeeping
 from worker.draining import drain
 

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from app.errors import Problem
 from app.spec import AdaptationSpec
 from worker.adaptation.events import Failed
-from worker.adaptation.journal import Journal
+from worker.adaptation.journal import Journal, added_to, say
 from worker.adaptation.printing import spilling
 
 LOCK_WAIT_S = 30.0
@@ -74,7 +74,8 @@ def _assist(given: argparse.Namespace, descriptor: int) -> int:
 
             run(_read(given.spec), given.out, journal, given.spec.resolve().parent, given.roots, given.checkpoint_every)
         except Exception as error:  # noqa: BLE001  as in main
-            os.write(descriptor, _failed(error, given.out).model_dump_json().encode() + b"\n")
+            with added_to(given.out) as file:
+                say(_failed(error, given.out), descriptor, file)
             return 1
         finally:
             journal.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from pydantic import BaseModel
 
 from worker.adaptation.events import DataRead, Phase, PhaseBegan, Stopped, Warned
 
+NAME = "events.jsonl"
 TRAINING: frozenset[Phase] = frozenset({"bridging", "transferring"})
 
 
@@ -24,7 +26,7 @@ class Journal:
 
     def __init__(self, descriptor: int, folder: Path) -> None:
         self.descriptor = descriptor
-        self.file = _opened(folder / "events.jsonl")
+        self.file = _opened(folder)
         self.phase: Phase = "preparing"
         self.step = 0
         self.stop_asked = False
@@ -38,13 +40,7 @@ class Journal:
         if isinstance(event, Warned) and event not in self.warnings:
             self.warnings.append(event)
         self.speaking = True
-        line = event.model_dump_json().encode() + b"\n"
-        try:
-            self.file.write(line)
-        except OSError as error:  # a full disk must not silence the event that says so
-            print(f"events.jsonl: {error}", file=sys.stderr)
-        while line:
-            line = line[os.write(self.descriptor, line) :]
+        say(event, self.descriptor, self.file)
         self.speaking = False
         if self.stop_asked and self.phase not in TRAINING and not isinstance(event, Stopped):
             self.stop()
@@ -73,15 +69,36 @@ class Journal:
         os._exit(0)
 
 
-def _opened(path: Path) -> IO[bytes]:
-    """A process killed while it wrote has left half a line behind. Nowhere, where a full disk has no place for a file."""
+def say(event: BaseModel, descriptor: int, file: IO[bytes]) -> None:
+    """The event as one line, whole, to the supervisor and into the file. Each process of a job takes its turn, by a lock of that file:
+    a pipe keeps no more than PIPE_BUF bytes together (pipe(7)), and a problem that lists tensors has more."""
+    line = event.model_dump_json().encode() + b"\n"
+    fcntl.flock(file, fcntl.LOCK_EX)
     try:
-        file = path.open("ab+", buffering=0)
+        try:
+            file.write(line)
+        except OSError as error:  # a full disk must not silence the event that says so
+            print(f"{NAME}: {error}", file=sys.stderr)
+        while line:
+            line = line[os.write(descriptor, line) :]
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def added_to(folder: Path) -> IO[bytes]:
+    """The file of events below `folder`; nowhere, where a full disk has no place for a file."""
+    try:
+        return (folder / NAME).open("ab+", buffering=0)
     except OSError as error:
-        print(f"{path.name}: {error}", file=sys.stderr)
-        return Path(os.devnull).open("wb", buffering=0)
+        print(f"{NAME}: {error}", file=sys.stderr)
+        return Path(os.devnull).open("ab+", buffering=0)
+
+
+def _opened(folder: Path) -> IO[bytes]:
+    """A process killed while it wrote has left half a line behind."""
+    file = added_to(folder)
     file.seek(0)
-    whole = file.read().rfind(b"\n") + 1
-    file.truncate(whole)
-    file.seek(0, os.SEEK_END)
+    said = file.read()
+    if not said.endswith(b"\n") and said:
+        file.truncate(said.rfind(b"\n") + 1)
     return file

@@ -1,11 +1,12 @@
-"""What an uploaded file of weights is, told without torch and without running anything of it.
+"""What a file of weights is, told without torch and without running anything of it.
 
-A first look, so that the upload is refused at once and not by the job hours later; the engine reads with its own guard
-(torch's weights_only) all the same. The work is bounded whatever the file claims: no read is longer than MAX_READ_BYTES.
+The front end looks so at an upload, which is refused at once and not by the job hours later; the engine, before it reads a file with
+torch's own guard (weights_only). The work is bounded whatever the file claims: no read is longer than MAX_READ_BYTES.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
@@ -14,9 +15,9 @@ import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
+from app import pickle_scan
 from app.archives import Frugal
 from app.errors import Problem, few
-from app.source_models import pickle_scan
 
 POINTER = "/source_model"
 MAX_READ_BYTES = 8 * 2**20
@@ -126,6 +127,10 @@ def _archive(file: io.FileIO, size: int) -> None:
             pickle_scan.state_dict(archive.read(f"{top}/data.pkl"))
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, OverflowError, struct.error) as error:
         raise _truncated(f"the archive cannot be read to its end: {error!s:.200}") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise _truncated("the archive names a place before its beginning") from error
 
 
 def _measure(entries: list[zipfile.ZipInfo], size: int) -> None:

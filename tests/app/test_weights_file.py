@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import save as safetensors_of
 from torch import nn
 
+from app import weights_file
 from app.errors import Problem
-from app.source_models import inspection
 
 TENSORS = {
     "conv.weight": torch.arange(24, dtype=torch.float32).reshape(2, 3, 2, 2),
@@ -62,7 +62,7 @@ def told(tmp_path: Path) -> Callable[[bytes], str]:
         path = tmp_path / "upload"
         path.write_bytes(content)
         try:
-            return inspection.inspect(path)
+            return weights_file.inspect(path)
         except Problem as problem:
             assert problem.detail and problem.pointer == "/source_model"
             return problem.code
@@ -123,7 +123,7 @@ def test_the_name_that_was_asked_for_is_told(tmp_path: Path) -> None:
     for protocol in (2, 4):
         path.write_bytes(torch_file(nn.Linear(2, 2), pickle_protocol=protocol))
         with pytest.raises(Problem, match=r"unsafe_pickle.*'torch\.nn\.modules\.linear\.Linear'"):
-            inspection.inspect(path)
+            weights_file.inspect(path)
 
 
 def test_a_call_behind_the_stop_of_the_first_pickle_is_found(told: Callable[[bytes], str]) -> None:
@@ -199,8 +199,29 @@ def test_an_encrypted_entry_is_refused(told: Callable[[bytes], str]) -> None:
     assert told(bytes(raw)) == "source_model_format"
 
 
+@pytest.mark.parametrize("field", [16, 42], ids=["of the directory", "of an entry"])
+def test_a_place_before_the_file_begins_is_damage(told: Callable[[bytes], str], field: int) -> None:
+    """zipfile then asks for a negative place, of which the system says EINVAL."""
+    raw = bytearray(archive({"m/data.pkl": pickle.dumps({}, 2)}))
+    record = raw.rindex(b"PK\x05\x06") if field == 16 else raw.rindex(b"PK\x01\x02")
+    (place,) = struct.unpack("<I", raw[record + field : record + field + 4])
+    raw[record + field : record + field + 4] = struct.pack("<I", place + 5 if field == 16 else 2**32 - 2)
+    assert told(bytes(raw)) == "source_model_truncated"
+
+
+def test_a_place_beyond_all_files_is_damage(told: Callable[[bytes], str]) -> None:
+    """By the fields of 64 bits: Python then has no number for the system."""
+    raw = archive({"m/data.pkl": pickle.dumps({}, 2)})
+    end = raw.rindex(b"PK\x05\x06")
+    entries, size = struct.unpack("<HI", raw[end + 10 : end + 16])
+    record = struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, entries, entries, size, 2**64 - 1)
+    locator = struct.pack("<4sIQI", b"PK\x06\x07", 0, end, 1)
+    old = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    assert told(raw[:end] + record + locator + old) == "source_model_truncated"
+
+
 def test_too_many_entries_are_a_bomb(told: Callable[[bytes], str]) -> None:
-    many = {"m/data.pkl": pickle.dumps({}, 2)} | {f"m/data/{n}": b"" for n in range(inspection.MAX_ENTRIES)}
+    many = {"m/data.pkl": pickle.dumps({}, 2)} | {f"m/data/{n}": b"" for n in range(weights_file.MAX_ENTRIES)}
     assert told(archive(many)) == "archive_bomb"
 
 
@@ -214,7 +235,7 @@ def test_a_directory_is_not_read_as_large_as_it_claims(tmp_path: Path) -> None:
         file.seek(claimed)
         file.write(struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, claimed, 0, 0))
     with pytest.raises(Problem, match="archive_bomb"):
-        inspection.inspect(path)
+        weights_file.inspect(path)
 
 
 def test_a_pickle_of_a_huge_text_costs_no_memory(tmp_path: Path) -> None:
@@ -223,7 +244,7 @@ def test_a_pickle_of_a_huge_text_costs_no_memory(tmp_path: Path) -> None:
         file.write(b"\x80\x02X\xff\xff\xff\x7f")
         file.truncate(2**31)
     with pytest.raises(Problem, match="source_model_format"):
-        inspection.inspect(path)
+        weights_file.inspect(path)
 
 
 def test_torch_is_not_needed() -> None:

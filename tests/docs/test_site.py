@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
-import pytest
 from sphinx.util.inventory import InventoryFile
 
 import modalbridge
@@ -17,17 +14,6 @@ from app.main import create_app
 from app.settings import Settings
 from app.spec import JobRequest
 from modalbridge.cli.app import app as command
-
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    built = tmp_path_factory.mktemp("site")
-    arguments = ["-W", "--keep-going", "-n", "-q", "-c", "docs", "-d", str(built / "read"), ".", str(built / "site")]
-    done = subprocess.run([sys.executable, "-m", "sphinx", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    return built / "site"
 
 
 class Loaded(HTMLParser):
@@ -57,6 +43,13 @@ def test_no_page_loads_anything_from_another_host(site: Path) -> None:
     for sheet in site.rglob("*.css"):
         found = re.findall(r"@import[^;]*|url\((?!['\"]?data:)[^)]*", sheet.read_text(encoding="utf-8"))
         assert [address for address in found if "//" in address] == [], sheet
+
+
+def test_a_link_reads_as_the_title_of_its_page(site: Path) -> None:
+    links = re.compile(r'<a class="reference internal"[^>]*>((?:<[^>]+>)*[^<]*)')
+    found = {page: links.findall(page.read_text(encoding="utf-8")) for page in site.rglob("*.html")}
+    assert "Operating" in {re.sub("<[^>]+>", "", link) for link in found[site / "docs/data.html"]}
+    assert [(page.name, link) for page, shown in found.items() for link in shown if link.endswith(".md")] == []
 
 
 def test_the_first_page_leads_to_the_landing_page(site: Path) -> None:
