@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pytest
 
 from app.dashboard import form
-from app.spec import JobRequest
+from app.method_settings import PRESETS, Settings
+from app.spec import JobRequest, Method
 from tests.app.conftest import safetensors
 from tests.conftest import Service
 from tests.dashboard import seeding
@@ -149,6 +150,24 @@ def test_a_new_job_like_another_begins_with_its_request(service: Service, data: 
     assert JobRequest.model_validate(wanted) == JobRequest.model_validate(asked)
     assert wanted["settings"] == settings, "defaults are left to be defaults"
     assert service.client.get(ADDRESS, params={"like": "job_nothing"}).status_code == 404
+
+
+@pytest.mark.parametrize("preset", [None, *PRESETS])
+@pytest.mark.parametrize("method", get_args(Method))
+def test_a_job_like_another_has_its_settings_whatever_preset_they_came_from(method: str, preset: str | None) -> None:
+    """Each setting at the default of its class, which a preset may have otherwise, alone and all at once."""
+    usual = Settings().model_dump(mode="json", exclude={"preset"})
+    groups = {name: value for name, value in usual.items() if isinstance(value, dict)}
+    each = [{group: {name: value}} for group, values in groups.items() for name, value in values.items()]
+    for given in ({}, usual, {"precision": "bf16"}, {"weights": {"feat": 0.25}}, *each):
+        body = {
+            "source_model": {"id": "model_a"}, "method": method, "settings": given | ({"preset": preset} if preset else {}),
+            "data": {"target": {"uri": "file:///target"}, "pairs": {"uri": "file:///pairs"}},
+        }  # fmt: skip
+        asked = JobRequest.model_validate(body)
+        again, faults = form.request_of(form.texts_of(asked.model_dump(mode="json")))
+        assert faults == []
+        assert JobRequest.model_validate(again) == asked, given
 
 
 def test_too_much_text_is_refused(service: Service, data: Path) -> None:
