@@ -32,7 +32,8 @@ class Base(DeclarativeBase):
 
 
 class Timestamp(sa.types.TypeDecorator[datetime]):
-    """An instant: UTC in Python, whatever TimeZone a server has; timestamptz in PostgreSQL, UTC text of one width in SQLite so that it sorts."""
+    """An instant: UTC in Python, whatever TimeZone a server has. timestamptz in PostgreSQL, UTC text of one width in SQLite so
+    that it sorts."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True

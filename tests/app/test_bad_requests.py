@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from app.datasets import routes as dataset_routes
+from app.errors import Problem
+from app.jobs import routes as job_routes
+from app.problems import parse
+from app.source_models import routes as source_model_routes
+from app.spec import JobRequest, SourceModelDescription
 from tests.app.conftest import make_images, safetensors, submit
 from tests.conftest import Service
 
@@ -147,6 +156,60 @@ def test_the_nearest_known_field_is_named(service: Service, request_body: dict[s
 def test_every_fault_is_listed(service: Service, request_body: dict[str, Any]) -> None:
     problem = submit(service.client, request_body | {"metod": 1, "seed": -1}, safetensors()).json()
     assert {error["pointer"] for error in problem["errors"]} == {"/metod", "/seed"}
+
+
+UNKNOWN = {f"w{number}": 1 for number in range(70_000)}
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "pointer", "errors"),
+    [
+        (UNKNOWN, "unknown_field", "/w0", len(UNKNOWN)),
+        ({"labels": {f"!{number}": "" for number in range(60_000)}}, "invalid_request", "/labels/!0/[key]", 60_000),
+        ({"outputs": ["onx"] * 150_000}, "invalid_request", "/outputs/0", 1),
+        ({"further_source_models": [{}] * 150_000}, "invalid_request", "/further_source_models/0/id", 1),
+    ],
+    ids=["unknown fields", "labels", "outputs", "further source models"],
+)
+def test_of_very_many_faults_the_first_are_told_soon(change: dict[str, Any], code: str, pointer: str, errors: int) -> None:
+    body = {"source_model": {"id": "model_a"}, "method": "shot", "data": {"target": {"uri": "file:///target"}}} | change
+    began = time.thread_time()
+    with pytest.raises(Problem) as caught:
+        parse(JobRequest, json.dumps(body).encode())
+    assert time.thread_time() - began < 2.5, "seconds of one core"
+    problem = caught.value
+    assert (problem.code, problem.pointer) == (code, pointer)
+    assert len(problem.context.get("errors", [problem])) + problem.context.get("more_errors", 0) == errors
+    assert len(json.dumps(problem.document())) < 20_000
+
+
+def test_ten_thousand_classes_are_compared_soon() -> None:
+    classes = [f"class {number}" for number in range(10_000)]
+    body = {"architecture": "torchvision/resnet18", "classes": classes}
+    began = time.thread_time()
+    assert parse(SourceModelDescription, json.dumps(body).encode()).classes == tuple(classes)
+    assert time.thread_time() - began < 0.5
+    with pytest.raises(Problem, match=r"named more than once: class 0, class 7$"):
+        parse(SourceModelDescription, json.dumps(body | {"classes": [*classes[:-3], "class 7", "class 0", "class 7"]}).encode())
+
+
+def test_other_requests_are_answered_while_one_is_looked_at(
+    service: Service, request_body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What takes a while is not done in the thread that all requests share."""
+    calls = []
+
+    def spied(*given: Any) -> Any:
+        calls.append(asyncio._get_running_loop())  # None: not in a thread of one
+        return parse(*given)
+
+    for routes in (job_routes, source_model_routes, dataset_routes):
+        monkeypatch.setattr(routes, "parse", spied)
+    assert submit(service.client, request_body, safetensors()).status_code == 202
+    parts = {"description": (None, json.dumps(request_body["source_model"])), "source_model": ("m", safetensors(seed=1))}
+    assert service.client.post("/source-models", files=parts).status_code == 201
+    assert service.client.post("/datasets", files={"description": (None, "{}"), "dataset": ("d", b"x")}).status_code == 422
+    assert calls == [None, None, None]
 
 
 def test_no_file_and_no_id(service: Service, request_body: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, get_args
 
@@ -115,6 +116,11 @@ def test_each_fault_is_at_its_field(service: Service, data: Path, changes: dict[
     answer = sent(service, filled(data, **changes), b"" if "model" in changes else safetensors())
     _, said = refused(answer, 404 if "model_" in str(changes) else 422)
     assert said.keys() == {field} and words in said[field], said
+
+
+def test_of_very_many_faults_the_first_are_told_and_the_rest_counted(service: Service, data: Path) -> None:
+    page, said = refused(sent(service, filled(data, rest=json.dumps({f"w{number}": 1 for number in range(25)})), safetensors()))
+    assert said["rest"].count("is not known here") == 20 and "5 more" in page.text
 
 
 def test_a_file_that_is_missing_or_no_source_model_is_told_at_the_file(service: Service, data: Path) -> None:
