@@ -76,6 +76,9 @@ CASES: list[tuple[str, Change, str, str | None]] = [
     ("null character", put("/name", "a\0b"), "invalid_request", ""),
     ("another scheme", put("/data/target/uri", "http://127.0.0.1/x"), "reference_scheme", "/data/target/uri"),
     ("another host", put("/data/target/uri", "file://elsewhere/x"), "reference_scheme", "/data/target/uri"),
+    ("half an address", put("/data/target/uri", "file://["), "reference_scheme", "/data/target/uri"),
+    ("half an address without a scheme", put("/data/target/uri", "//["), "reference_scheme", "/data/target/uri"),
+    ("half an address of the web", put("/data/target/uri", "http://[x"), "reference_scheme", "/data/target/uri"),
     ("outside the roots", put("/data/target/uri", "file:///etc"), "reference_outside_roots", "/data/target/uri"),
     ("dots", put("/data/target/uri", "file://ROOT/target/../target"), "reference_outside_roots", "/data/target/uri"),
     ("encoded dots", put("/data/target/uri", "file://ROOT/%2e%2e/x"), "reference_outside_roots", "/data/target/uri"),
@@ -144,6 +147,23 @@ def refused(service: Service, body: dict[str, Any], code: str, pointer: str | No
     assert service.client.get("/jobs").json()["data"] == []
     assert service.client.get("/source-models").json()["data"] == []
     assert [path for path in service.blobs.folder.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("a\0b.png", "reference_missing"), ("x" * 300 + ".png", "reference_unreadable"), ("x/" * 5000 + "a.png", "reference_unreadable")],
+    ids=["null character", "long name", "long path"],
+)  # fmt: skip
+def test_a_list_that_names_what_no_disk_can_hold(
+    service: Service, request_body: dict[str, Any], data_root: Path, name: str, code: str
+) -> None:
+    (data_root / "list.txt").write_text(f"target/000.png\n{name}\n")
+    request_body["data"]["target"] |= {"uri": f"file://{data_root}/list.txt", "layout": "list"}
+    refused(service, copy.deepcopy(request_body), code, "/data/target/uri")
+    (data_root / "pairs.csv").write_text(f"rgb,depth\npairs/rgb/000.png,{name}\n")
+    request_body["data"]["target"] = {"uri": f"file://{data_root}/target"}
+    request_body["data"]["pairs"] |= {"uri": f"file://{data_root}/pairs.csv"}
+    refused(service, request_body, code, "/data/pairs/uri")
 
 
 def test_the_nearest_known_field_is_named(service: Service, request_body: dict[str, Any]) -> None:
