@@ -32,7 +32,8 @@ class Base(DeclarativeBase):
 
 
 class Timestamp(sa.types.TypeDecorator[datetime]):
-    """An instant: aware in Python, timestamptz in PostgreSQL, UTC text of one width in SQLite so that it sorts."""
+    """An instant: UTC in Python, whatever TimeZone a server has. timestamptz in PostgreSQL, UTC text of one width in SQLite so
+    that it sorts."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
@@ -41,7 +42,9 @@ class Timestamp(sa.types.TypeDecorator[datetime]):
         return value.astimezone(UTC) if value is not None else None
 
     def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
-        return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 JSON = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
@@ -99,7 +102,7 @@ class Database:
 
     def now(self, session: Session) -> datetime:
         """The database's clock, so that machines need not agree. SQLite is a local file: its clock is this machine's."""
-        return datetime.now(UTC) if self.is_sqlite else session.scalar(sa.select(sa.func.clock_timestamp()))
+        return datetime.now(UTC) if self.is_sqlite else session.scalar(sa.select(sa.func.clock_timestamp(type_=Timestamp)))
 
     def dispose(self) -> None:
         self.engine.dispose()

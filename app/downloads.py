@@ -91,7 +91,13 @@ class Downloads:
     def _redirect(self, response: httpcore.Response, hop: Remote, pointer: str) -> Remote | None:
         if response.status not in (301, 302, 303, 307, 308):
             return None
-        target = urljoin(hop.base, _header(response, "location").partition("#")[0])
+        location = _header(response, "location").partition("#")[0]
+        try:
+            target = urljoin(hop.base, location)
+        except ValueError as error:
+            raise Problem(
+                "reference_unreadable", f"{hop.base} leads on to {location[:200]!r}: {error}", pointer=pointer
+            ) from error
         if not target.lower().startswith("https://"):
             raise Problem("reference_forbidden", f"{hop.base} leads on to {target[:200]!r}, which is not https", pointer=pointer)
         return parse(target, pointer, hop=True)

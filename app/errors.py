@@ -49,6 +49,11 @@ CODES: dict[str, Code] = {
         "The request came from the page of another site",
         "Send it from the dashboard, or from a program that is no browser. A proxy before the service must pass the Host header on as the browser sent it.",
     ),
+    "unknown_host": Code(
+        403,
+        "The service is not called by this name",
+        "Use the address that the operator gives; or ask them to name this host in MODALBRIDGE_HOSTS.",
+    ),
     "range_not_satisfiable": Code(
         416, "The range lies outside the file", "Ask for a range below the size that Content-Range names."
     ),

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app import storage
@@ -30,9 +30,11 @@ def commit(db: Database, blobs: Blobs, settings: Settings, row: Row) -> None:
             session.add(row)
             session.flush()
             storage.take(session, row.tenant_id, row.stored_bytes, settings.storage_bytes)
-    except Exception:
-        # A commit may have happened though its answer was lost: the database alone knows whether the blobs are needed.
-        # If it does not answer, they stay until housekeeping finds that no row names them.
+    except Exception as error:
+        # Of a commit whose connection was lost nobody knows what came, or will come: the database may still be at it. If it comes
+        # to nothing, or the database does not answer, the blobs stay until housekeeping finds that no row names them.
+        if isinstance(error, DBAPIError) and error.connection_invalidated:
+            raise
         with suppress(SQLAlchemyError), db.read() as session:
             if session.get(type(row), row.id) is None:
                 discard(blobs, row.blob_keys)

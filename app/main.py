@@ -16,7 +16,7 @@ from app import health, logs, observability, problems, tracing
 from app.artifacts import routes as artifacts
 from app.blobs import open_blobs
 from app.broker import make_celery
-from app.cross_origin import own_pages_alone
+from app.cross_origin import own_names_alone, own_pages_alone
 from app.dashboard import routes as dashboard
 from app.database import Database
 from app.datasets import routes as datasets
@@ -51,7 +51,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version="0.1.0",
         summary="POST an RGB image classifier and references to your data; get back one for the new sensor.",
         redoc_url=None,
-        dependencies=[Depends(problems.no_null_characters), Depends(own_pages_alone)],
+        dependencies=[Depends(problems.no_null_characters), Depends(own_names_alone), Depends(own_pages_alone)],
         lifespan=lifespan,
         telemetry={
             "tracing": telemetry.traces,

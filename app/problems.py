@@ -22,6 +22,8 @@ from app.errors import CODES, Problem, few
 MEDIA_TYPE = "application/problem+json"
 log = structlog.get_logger()
 M = TypeVar("M", bound=BaseModel)
+MOST_ERRORS = 20
+"""That one answer lists: a body of a megabyte can hold very many, and each costs a search for the nearest known name."""
 
 
 class ProblemDocument(BaseModel):
@@ -51,7 +53,8 @@ def documented(*codes: str) -> dict[int | str, dict[str, Any]]:
 
 def parse(model: type[M], raw: bytes, base: str = "") -> M:
     """A JSON body or part as a model. Raises Problem malformed_json, unknown_field, invalid_request; with several
-    faults, `errors` lists them all and the first one speaks."""
+    faults, `errors` lists the first of them, `more_errors` says how many more there are, and the first one speaks. A large body
+    takes a while: not to be called where an event loop runs."""
     try:
         raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -68,9 +71,13 @@ def from_validation(errors: Sequence[Any], model: type[BaseModel] | None, base: 
     """pydantic's error list as one Problem."""
     if errors[0]["type"] == "json_invalid":
         return Problem("malformed_json", errors[0]["msg"])
-    found = [_one(error, model, base) for error in errors]
+    found = [_one(error, model, base) for error in errors[:MOST_ERRORS]]
     first = found[0]
-    rest = {"errors": [{"code": p.code, "pointer": p.pointer, "detail": p.detail} for p in found]} if len(found) > 1 else {}
+    rest: dict[str, Any] = {}
+    if len(found) > 1:
+        rest["errors"] = [{"code": p.code, "pointer": p.pointer, "detail": p.detail} for p in found]
+    if len(errors) > len(found):
+        rest["more_errors"] = len(errors) - len(found)
     return Problem(first.code, first.detail, pointer=first.pointer, **rest)
 
 
@@ -78,7 +85,7 @@ def _one(error: Any, model: type[BaseModel] | None, base: str) -> Problem:
     known, parts = _walk(model, error["loc"])
     pointer = (error.get("ctx") or {}).get("pointer") or base + "".join(f"/{_escaped(part)}" for part in parts)
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(parts[-1]), known, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(str(parts[-1])[:100], known, n=1, cutoff=0.5)
         hint = f"the nearest known one is {near[0]!r}" if near else f"known here: {few(sorted(known), 20)}"
         return Problem("unknown_field", f"{str(parts[-1])[:100]!r} is not known here; {hint}", pointer=pointer)
     message = error["msg"].removeprefix("Value error, ")

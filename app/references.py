@@ -108,7 +108,10 @@ class Disk:
         self.roots = roots
 
     def find(self, uri: str, pointer: str) -> Path:
-        parts = urlsplit(uri)
+        try:
+            parts = urlsplit(uri)
+        except ValueError as error:
+            raise Problem("reference_scheme", f"{uri!r} is not a URI: {error}", pointer=pointer) from error
         if parts.scheme not in ("", "file") or parts.netloc not in ("", "localhost") or "\0" in uri:
             raise Problem("reference_scheme", f"{uri!r} is not a file:// URI of this machine", pointer=pointer)
         raw = unquote(parts.path) if parts.scheme else uri
@@ -181,15 +184,20 @@ class Disk:
             raise Problem("reference_outside_roots", f"{name!r} is a link that leads out of the data", pointer=pointer)
 
     def below(self, base: Path, name: str, line: int, pointer: str) -> Path:
-        path = base / name
+        path, said = base / name, f"line {line}: {name[:300]!r}"
         if self.roots is not None and not is_plain(name):
-            raise Problem("reference_outside_roots", f"line {line}: {name!r} must be relative, without '..'", pointer=pointer)
-        if self.roots is not None and not _within(path.resolve(), self.roots):
+            raise Problem("reference_outside_roots", f"{said} must be relative, without '..'", pointer=pointer)
+        try:
+            if self.roots is not None and not _within(path.resolve(), self.roots):
+                raise Problem("reference_outside_roots", f"{said} leads out of the folders that may be read", pointer=pointer)
+            if not path.is_file():
+                raise Problem("reference_missing", f"{said} does not exist", pointer=pointer)
+        except ValueError as error:  # a null character: no file has one in its name
+            raise Problem("reference_missing", f"{said} does not exist", pointer=pointer) from error
+        except (OSError, RuntimeError) as error:  # such as a name that is too long, or links in a circle
             raise Problem(
-                "reference_outside_roots", f"line {line}: {name!r} leads out of the folders that may be read", pointer=pointer
-            )
-        if not path.is_file():
-            raise Problem("reference_missing", f"line {line}: {name!r} does not exist", pointer=pointer)
+                "reference_unreadable", f"{said}: {getattr(error, 'strerror', None) or error}", pointer=pointer
+            ) from error
         return path
 
 

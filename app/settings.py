@@ -24,6 +24,9 @@ _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?(:(?!443$)[0-9]{1,5})?"
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="MODALBRIDGE_", frozen=True, use_attribute_docstrings=True)
 
+    hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Names by which the front end is called, separated by commas, besides addresses, localhost and names of one label; *: by any.
+    A proxy passes on the one that browsers use."""
     data_dir: Path = Path("var")
     """Holds the database, the broker's folder, blobs and the workers' scratch, unless they are set apart."""
     database_url: str = ""
@@ -169,6 +172,13 @@ class Settings(BaseSettings):
             raise ValueError(f"hosts must be names in small letters, each with :port unless that is 443: {', '.join(wrong)}")
         return value
 
+    @field_validator("hosts")
+    @classmethod
+    def _own_hosts_are_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [one for one in value if one != "*" and (":" in one or not _HOST.fullmatch(one))]:
+            raise ValueError(f"hosts must be names, without scheme and port, or * for any: {', '.join(wrong)}")
+        return value
+
     @field_validator("data_buckets")
     @classmethod
     def _data_are_in_buckets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -176,7 +186,7 @@ class Settings(BaseSettings):
             raise ValueError(f"data_buckets must be s3://bucket or s3://bucket/prefix: {', '.join(wrong)}")
         return value
 
-    @field_validator("webhook_private_hosts", mode="before")
+    @field_validator("hosts", "webhook_private_hosts", mode="before")
     @classmethod
     def _split_hosts(cls, value: object) -> object:
         return tuple(part.strip().lower() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

@@ -6,6 +6,7 @@ Imports nothing but pydantic, so that the front end needs no torch and the engin
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from typing import Annotated, Any, Literal, NoReturn, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, StringConstraints, Tag, field_validator, model_validator
@@ -58,14 +59,14 @@ class SourceModelDescription(Strict):
     architecture: str = Field(pattern=r"^(torchvision|timm|shot)/[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?$", max_length=120)
     """`torchvision/<name>` or `timm/<name>`: a classifier that this library builds by name and class count. `shot/<name>`: a
     torchvision ResNet of this name with bottleneck and classifier, as SHOT and SOCKET save it (netF, netB, netC)."""
-    classes: tuple[ClassName, ...] = Field(min_length=2, max_length=10_000)
+    classes: tuple[ClassName, ...] = Field(min_length=2, max_length=10_000, fail_fast=True)
     """The class names in the order of the model's outputs."""
     input: InputSpec = InputSpec()
     """What it was fed at its evaluation."""
 
     @model_validator(mode="after")
     def _classes_differ(self) -> SourceModelDescription:
-        twice = sorted({name for name in self.classes if self.classes.count(name) > 1})[:5]
+        twice = sorted(name for name, times in Counter(self.classes).items() if times > 1)[:5]
         if twice:
             raise ValueError(f"class names must differ; named more than once: {', '.join(twice)}")
         return self
@@ -235,7 +236,9 @@ class Adaptation(Strict):
     """Order, crops and initial weights follow from it: the same request with the same seed gives, on one CPU, the same weights."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where the worker has one. cuda: only a worker with a GPU takes the job."""
-    outputs: tuple[Annotated[Format, BeforeValidator(_known_format)], ...] = Field(("safetensors",), max_length=16)
+    outputs: tuple[Annotated[Format, BeforeValidator(_known_format)], ...] = Field(
+        ("safetensors",), max_length=16, fail_fast=True
+    )
     """What the adapted model is published as; safetensors always is. torch_export: model.pt2, a program that torch alone loads; onnx:
     model.onnx. One that cannot be made, or does not answer as the adapted model does, is left out with a warning."""
     export: Export = Export()
@@ -288,7 +291,7 @@ class JobRequest(Adaptation):
         Discriminator(_which),
     ]
     """The id of a stored source model, or the description of the file that is sent along."""
-    further_source_models: tuple[SourceModelId, ...] = Field((), max_length=MOST_FURTHER)
+    further_source_models: tuple[SourceModelId, ...] = Field((), max_length=MOST_FURTHER, fail_fast=True)
     """Stored source models for the same classes, and the same input but for mean and std, that are adapted together with the first: what is
     published is all of them, and answers with a weighted sum of their logits (`settings.transfer.mixing`)."""
 

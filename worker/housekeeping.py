@@ -278,16 +278,17 @@ def remove_orphaned_blobs(worker: WorkerProcess) -> None:
         attempt_of = {key: (found[1], int(found[2])) for key in some if (found := ARTIFACT.fullmatch(key))}
         jobs = {*job_of.values(), *(job_id for job_id, _ in attempt_of.values())}
         with worker.db.read() as session:
-            named = {
-                key
-                for column in (Artifact.blob_key, SourceModel.blob_key, Dataset.blob_key, Dataset.listing_key)
-                for key in session.scalars(sa.select(column).where(column.in_(some)))
-            }
+            # What goes on first, then what is named: a job may end in between, and names its files as it does.
             lately = sa.and_(
                 Job.status.in_(sorted(RETRIED)), Job.finished_at > worker.db.now(session) - timedelta(seconds=ORPHAN_S)
             )
             going = sa.select(Job.id, Job.attempt).where(Job.id.in_(jobs), sa.or_(Job.status.not_in(sorted(TERMINAL)), lately))
             attempts = {job.id: job.attempt for job in session.execute(going)}
+            named = {
+                key
+                for column in (Artifact.blob_key, SourceModel.blob_key, Dataset.blob_key, Dataset.listing_key)
+                for key in session.scalars(sa.select(column).where(column.in_(some)))
+            }
         for key in some:
             job_id, attempt = attempt_of.get(key, (None, None))
             publishing = job_id in attempts and attempts[job_id] == attempt

@@ -110,7 +110,7 @@ def _still(if_range: str | None, etag: str, written_at: datetime) -> bool:
     """Whether the client's part is of this very file."""
     if if_range is None or if_range == etag:
         return True
-    with suppress(ValueError):
+    with suppress(ValueError, OverflowError):  # a date that no calendar has, or none at all
         return parsedate_to_datetime(if_range).astimezone(UTC) == written_at
     return False
 

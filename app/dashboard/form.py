@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 
 from app.errors import Problem
 from app.jobs.service import labels_of
-from app.spec import ImagesReference, JobRequest, Method, Modality, PairsReference
+from app.method_settings import Settings
+from app.spec import BASELINES, ImagesReference, JobRequest, Method, Modality, PairsReference
 
 Kind = Literal["line", "lines", "labels", "json", "choice"]
 
@@ -159,8 +160,15 @@ def request_of(texts: Mapping[str, str]) -> tuple[dict[str, Any], list[tuple[str
 
 
 def texts_of(accepted: dict[str, Any]) -> dict[str, str]:
-    """The form of a job like one that was accepted: what is at its default is left to be so."""
-    request = JobRequest.model_validate(accepted).model_dump(mode="json", exclude_defaults=True)
+    """The form of a job like one that was accepted: what is at its default is left to be so. A setting's default is its preset's."""
+    known = JobRequest.model_validate(accepted)
+    request = known.model_dump(mode="json", exclude_defaults=True, exclude={"settings"})
+    usual = Settings(preset=known.settings.preset)
+    settings = _unlike(known.settings.model_dump(mode="json"), usual.model_dump(mode="json"))
+    if known.method in BASELINES or usual.preset != Settings().preset:  # a baseline that names none takes another
+        settings = {"preset": usual.preset} | settings
+    if settings:
+        request["settings"] = settings
     texts = defaults()
     for field in FIELDS:
         value: Any = request
@@ -186,6 +194,15 @@ def placed(faults: list[tuple[str, str]], texts: Mapping[str, str]) -> dict[str,
         inner = pointer.removeprefix(near)
         found.setdefault(name, []).append(f"{inner}: {detail}" if inner and name else detail)
     return found
+
+
+def _unlike(values: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
+    """What differs, at whatever depth, of two dicts with the same keys."""
+    return {
+        name: _unlike(value, usual[name]) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if value != usual[name]
+    }
 
 
 def _put(request: dict[str, Any], pointer: str, value: Any) -> None:

@@ -47,8 +47,9 @@ async def submit(request: Request, tenant: Tenant) -> Response:
         try:
             if faults:
                 raise Problem("invalid_request", faults[0][1], errors=[{"pointer": at, "detail": what} for at, what in faults])
+            asked = await run_in_threadpool(parse, JobRequest, json.dumps(wanted).encode())
             job, new = await run_in_threadpool(
-                service.submit, state.db, state.blobs, state.settings, tenant, parse(JobRequest, json.dumps(wanted).encode()), staged,
+                service.submit, state.db, state.blobs, state.settings, tenant, asked, staged,
                 texts.get(form.KEY) or None,
             )  # fmt: skip
         except Problem as problem:

@@ -70,9 +70,9 @@ async def upload(request: Request, tenant: Tenant) -> Response:
         max_file_bytes=state.settings.max_dataset_bytes,
     )
     with received:
-        description = (
-            parse(DatasetDescription, text) if (text := received.texts.get("description")) is not None else DatasetDescription()
-        )
+        description = DatasetDescription()
+        if (text := received.texts.get("description")) is not None:
+            description = await run_in_threadpool(parse, DatasetDescription, text)
         if received.staged is None:
             raise Problem("missing_file", "no multipart part `dataset`", pointer=service.POINTER)
         dataset, new = await run_in_threadpool(

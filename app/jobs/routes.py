@@ -115,7 +115,7 @@ async def submit(
     with received:
         if "request" not in received.texts:
             raise Problem("malformed_multipart", "the part `request` is missing")
-        wanted = parse(JobRequest, received.texts["request"])
+        wanted = await run_in_threadpool(parse, JobRequest, received.texts["request"])
         job, new = await run_in_threadpool(
             service.submit, state.db, state.blobs, state.settings, tenant, wanted, received.staged, idempotency_key
         )

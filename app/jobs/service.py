@@ -171,13 +171,17 @@ def version(db: Database, tenant_id: str, job_id: str) -> tuple[int, str]:
 
 def cancel(db: Database, tenant_id: str, job_id: str) -> Job:
     """Cancelled at once if queued; else asked to stop, and asking again changes nothing. Raises Problem job_finished."""
-    with db.write() as session:
-        job = lifecycle.cancel(session, tenant_id, job_id, now=db.now(session))
-    if job is None:
+    while True:
+        with db.write() as session:
+            job = lifecycle.cancel(session, tenant_id, job_id, now=db.now(session))
+        if job is not None:
+            return job
         job = read(db, tenant_id, job_id)
         if job.status in TERMINAL:
             raise Problem("job_finished", f"{job.id} is {job.status}")
-    return job
+        if job.status == Status.CANCELLING:
+            return job
+        # It was queued again, or claimed, between the two questions of lifecycle.cancel: what it is now is asked to stop.
 
 
 def retry(db: Database, tenant_id: str, job_id: str) -> Job:

@@ -41,7 +41,7 @@ Cursor = Annotated[str | None, Query(description="`next` of the previous page.")
 async def create(request: Request, tenant: Tenant) -> Response:
     """Messages are signed as Standard Webhooks has it, are sent at least once, and are tried again for about a day."""
     state = request.app.state
-    wanted = parse(WebhookRequest, await uploads.receive_json(request, state.settings))
+    wanted = await run_in_threadpool(parse, WebhookRequest, await uploads.receive_json(request, state.settings))
     webhook = await run_in_threadpool(service.create, state.db, state.settings, tenant, wanted)
     view = NewWebhookView.model_validate(webhook).model_dump(mode="json")
     return JSONResponse(view, 201, headers={"Location": f"/webhooks/{webhook.id}"})

@@ -33,6 +33,7 @@ from modalbridge.errors import (
     TooManyWebhooks,
     Unavailable,
     UnexpectedAnswer,
+    UnknownHost,
     WebhookGone,
 )
 from modalbridge.receiving import verify
@@ -72,6 +73,6 @@ __all__ = [
     "InvalidSourceModel", "Job", "JobActive", "JobCancelled", "JobEnded", "JobFailed", "JobFinished", "JobNotSucceeded",
     "JobRequest", "JobState", "Jobs", "MetricPoint", "ModalBridgeError", "NotFound", "NotReady", "NotRetryable", "Pairs",
     "ProblemError", "Progress", "QuotaExceeded", "Retries", "Scaling", "ServiceFault", "SourceModel", "SourceModelDescription",
-    "SourceModelInUse", "SourceModels", "StorageFull", "StoredSourceModel", "Target", "Timeout", "TooManyWebhooks", "Unavailable", "UnexpectedAnswer",
-    "Webhook", "WebhookGone", "WebhookMessage", "Webhooks", "__version__", "verify",
+    "SourceModelInUse", "SourceModels", "StorageFull", "StoredSourceModel", "Target", "Timeout", "TooManyWebhooks", "Unavailable",
+    "UnexpectedAnswer", "UnknownHost", "Webhook", "WebhookGone", "WebhookMessage", "Webhooks", "__version__", "verify",
 ]  # fmt: skip

@@ -10,7 +10,8 @@ ModalBridgeError
 │   ├── JobFailed           `problem` says why and what to do: the ProblemError of the job's own `error`
 │   └── JobCancelled
 └── ProblemError            the service refused: code, title, status, detail, pointer, remedy, request_id, document
-    ├── Invalid             the request must be changed: 400, 413, 415, 416, 422
+    ├── Invalid             the request must be changed: 400, 403, 413, 415, 416, 422
+    │   ├── UnknownHost         403: the operator has not named the host that this address has
     │   ├── InvalidReference    a reference to data: reference_*, layout_mismatch, no_images, too_few_images, ...
     │   ├── InvalidArchive      an archive of images: archive_format, archive_damaged, archive_unsafe
     │   └── InvalidSourceModel  the file of weights, or what is said of it: source_model_*, unsafe_pickle, ...
@@ -93,6 +94,10 @@ class InvalidArchive(Invalid):
 
 class InvalidSourceModel(Invalid):
     """The file of weights, or what is said of it."""
+
+
+class UnknownHost(Invalid):
+    """The service is not called by the host's name that the client was given, as far as its operator has said."""
 
 
 class NotFound(ProblemError):
@@ -185,6 +190,7 @@ class JobCancelled(JobEnded):
 
 
 BY_CODE: dict[str, type[ProblemError]] = {
+    "unknown_host": UnknownHost,
     "idempotency_conflict": IdempotencyConflict,
     "job_active": JobActive,
     "job_finished": JobFinished,

@@ -67,6 +67,8 @@ def test_a_refusal_is_4(service: Service, jobs: Jobs, job_file: Path, request_bo
     done = run(service.url, "submit", job_file, "--weights", weights)
     assert done.exit_code == Exit.REFUSED and done.stdout == ""
     assert "/seed" in done.stderr and "/epoch" in done.stderr, "every fault is told"
+    job_file.write_text(json.dumps(request_body | {f"w{number}": 1 for number in range(25)}))
+    assert "  where  5 more\n" in run(service.url, "submit", job_file, "--weights", weights).stderr
     assert run(service.url, "delete", jobs.queued()).exit_code == Exit.REFUSED
     assert run(service.url, "download", jobs.queued()).exit_code == Exit.REFUSED
 

@@ -35,8 +35,11 @@ from modalbridge import (
     SourceModelDescription,
     Target,
     Timeout,
+    UnknownHost,
 )
+from modalbridge.errors import of_document
 from tests.archives import of_folder
+from tests.conftest import Service
 
 PROGRESS = {"phase": "bridging", "step": 120, "of": 600, "fraction": 0.11, "eta_s": 60.0, "losses": {"L_rec": 0.1}}
 
@@ -97,6 +100,16 @@ def test_two_calls_are_two_jobs_unless_they_have_the_same_key(
     with pytest.raises(IdempotencyConflict) as caught:
         client.jobs.submit(request_body | {"seed": 1}, weights, idempotency_key="k")
     assert caught.value.document["job_id"] == one.id
+
+
+def test_a_name_that_the_operator_has_not_named_is_an_error_of_its_own(service: Service) -> None:
+    answer = service.client.get("/jobs", headers={"Host": "bridge.example.org"})
+    error = of_document(answer.json(), answer.status_code)
+    assert (
+        type(error) is UnknownHost
+        and (error.status, error.code) == (403, "unknown_host")
+        and "bridge.example.org" in error.detail
+    )
 
 
 def test_a_refusal_says_what_where_and_what_to_do(client: Client, request_body: dict[str, Any], weights: Path) -> None:

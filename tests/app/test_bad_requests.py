@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from app.datasets import routes as dataset_routes
+from app.errors import Problem
+from app.jobs import routes as job_routes
+from app.problems import parse
+from app.source_models import routes as source_model_routes
+from app.spec import JobRequest, SourceModelDescription
 from tests.app.conftest import make_images, safetensors, submit
 from tests.conftest import Service
 
@@ -68,6 +77,9 @@ CASES: list[tuple[str, Change, str, str | None]] = [
     ("null character", put("/name", "a\0b"), "invalid_request", ""),
     ("another scheme", put("/data/target/uri", "http://127.0.0.1/x"), "reference_scheme", "/data/target/uri"),
     ("another host", put("/data/target/uri", "file://elsewhere/x"), "reference_scheme", "/data/target/uri"),
+    ("half an address", put("/data/target/uri", "file://["), "reference_scheme", "/data/target/uri"),
+    ("half an address without a scheme", put("/data/target/uri", "//["), "reference_scheme", "/data/target/uri"),
+    ("half an address of the web", put("/data/target/uri", "http://[x"), "reference_scheme", "/data/target/uri"),
     ("outside the roots", put("/data/target/uri", "file:///etc"), "reference_outside_roots", "/data/target/uri"),
     ("dots", put("/data/target/uri", "file://ROOT/target/../target"), "reference_outside_roots", "/data/target/uri"),
     ("encoded dots", put("/data/target/uri", "file://ROOT/%2e%2e/x"), "reference_outside_roots", "/data/target/uri"),
@@ -144,6 +156,23 @@ def refused(service: Service, body: dict[str, Any], code: str, pointer: str | No
     assert [path for path in service.blobs.folder.rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("a\0b.png", "reference_missing"), ("x" * 300 + ".png", "reference_unreadable"), ("x/" * 5000 + "a.png", "reference_unreadable")],
+    ids=["null character", "long name", "long path"],
+)  # fmt: skip
+def test_a_list_that_names_what_no_disk_can_hold(
+    service: Service, request_body: dict[str, Any], data_root: Path, name: str, code: str
+) -> None:
+    (data_root / "list.txt").write_text(f"target/000.png\n{name}\n")
+    request_body["data"]["target"] |= {"uri": f"file://{data_root}/list.txt", "layout": "list"}
+    refused(service, copy.deepcopy(request_body), code, "/data/target/uri")
+    (data_root / "pairs.csv").write_text(f"rgb,depth\npairs/rgb/000.png,{name}\n")
+    request_body["data"]["target"] = {"uri": f"file://{data_root}/target"}
+    request_body["data"]["pairs"] |= {"uri": f"file://{data_root}/pairs.csv"}
+    refused(service, request_body, code, "/data/pairs/uri")
+
+
 def test_the_nearest_known_field_is_named(service: Service, request_body: dict[str, Any]) -> None:
     problem = submit(service.client, request_body | {"metod": "tgmb"}, safetensors()).json()
     assert "'method'" in problem["detail"]
@@ -154,6 +183,60 @@ def test_the_nearest_known_field_is_named(service: Service, request_body: dict[s
 def test_every_fault_is_listed(service: Service, request_body: dict[str, Any]) -> None:
     problem = submit(service.client, request_body | {"metod": 1, "seed": -1}, safetensors()).json()
     assert {error["pointer"] for error in problem["errors"]} == {"/metod", "/seed"}
+
+
+UNKNOWN = {f"w{number}": 1 for number in range(70_000)}
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "pointer", "errors"),
+    [
+        (UNKNOWN, "unknown_field", "/w0", len(UNKNOWN)),
+        ({"labels": {f"!{number}": "" for number in range(60_000)}}, "invalid_request", "/labels/!0/[key]", 60_000),
+        ({"outputs": ["onx"] * 150_000}, "invalid_request", "/outputs/0", 1),
+        ({"further_source_models": [{}] * 150_000}, "invalid_request", "/further_source_models/0/id", 1),
+    ],
+    ids=["unknown fields", "labels", "outputs", "further source models"],
+)
+def test_of_very_many_faults_the_first_are_told_soon(change: dict[str, Any], code: str, pointer: str, errors: int) -> None:
+    body = {"source_model": {"id": "model_a"}, "method": "shot", "data": {"target": {"uri": "file:///target"}}} | change
+    began = time.thread_time()
+    with pytest.raises(Problem) as caught:
+        parse(JobRequest, json.dumps(body).encode())
+    assert time.thread_time() - began < 2.5, "seconds of one core"
+    problem = caught.value
+    assert (problem.code, problem.pointer) == (code, pointer)
+    assert len(problem.context.get("errors", [problem])) + problem.context.get("more_errors", 0) == errors
+    assert len(json.dumps(problem.document())) < 20_000
+
+
+def test_ten_thousand_classes_are_compared_soon() -> None:
+    classes = [f"class {number}" for number in range(10_000)]
+    body = {"architecture": "torchvision/resnet18", "classes": classes}
+    began = time.thread_time()
+    assert parse(SourceModelDescription, json.dumps(body).encode()).classes == tuple(classes)
+    assert time.thread_time() - began < 0.5
+    with pytest.raises(Problem, match=r"named more than once: class 0, class 7$"):
+        parse(SourceModelDescription, json.dumps(body | {"classes": [*classes[:-3], "class 7", "class 0", "class 7"]}).encode())
+
+
+def test_other_requests_are_answered_while_one_is_looked_at(
+    service: Service, request_body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What takes a while is not done in the thread that all requests share."""
+    calls = []
+
+    def spied(*given: Any) -> Any:
+        calls.append(asyncio._get_running_loop())  # None: not in a thread of one
+        return parse(*given)
+
+    for routes in (job_routes, source_model_routes, dataset_routes):
+        monkeypatch.setattr(routes, "parse", spied)
+    assert submit(service.client, request_body, safetensors()).status_code == 202
+    parts = {"description": (None, json.dumps(request_body["source_model"])), "source_model": ("m", safetensors(seed=1))}
+    assert service.client.post("/source-models", files=parts).status_code == 201
+    assert service.client.post("/datasets", files={"description": (None, "{}"), "dataset": ("d", b"x")}).status_code == 422
+    assert calls == [None, None, None]
 
 
 def test_no_file_and_no_id(service: Service, request_body: dict[str, Any]) -> None:

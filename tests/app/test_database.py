@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import timedelta
+
 import pytest
 import sqlalchemy as sa
 
@@ -34,3 +37,25 @@ def test_a_connection_that_was_looked_through_writes_in_transactions_again(datab
         session.execute(sa.update(Tenant).values(stored_bytes=8))
     with database.read() as session:
         assert session.scalar(STORED) == 8
+
+
+@pytest.mark.postgres
+def test_times_are_utc_wherever_the_database_says_it_is(new_database_url: Callable[[str], str]):
+    """What is shown, signed and sent says so: the dashboard writes UTC beside them."""
+    url = new_database_url("postgres")
+    at_home = Database(url)
+    with at_home.engine.begin() as connection:
+        name = at_home.engine.dialect.identifier_preparer.quote(at_home.url.database)
+        connection.execute(sa.text(f"ALTER DATABASE {name} SET timezone TO 'Asia/Kolkata'"))
+    at_home.dispose()
+    db = Database(url)
+    with db.write() as session:
+        assert session.scalar(sa.text("SHOW timezone")) == "Asia/Kolkata"
+        now = db.now(session)
+        session.execute(sa.update(Tenant).values(stored_counted_at=now))
+    with db.read() as session:
+        kept = session.scalar(sa.select(Tenant.stored_counted_at))
+        counted = session.get_one(Tenant, EMBEDDED_TENANT).stored_counted_at
+    db.dispose()
+    assert [time.utcoffset() for time in (now, kept, counted)] == [timedelta(0)] * 3
+    assert kept == counted == now

@@ -171,6 +171,8 @@ def test_redirects_are_followed_where_each_hop_might_be_named(https: Https):
         ("https://localhost/hall.zip", "reference_forbidden"),
         ("https://user:pass@localhost/hall.zip", "reference_scheme"),
         ("", "reference_unreadable"),
+        ("https://[", "reference_unreadable"),
+        ("//a]b/", "reference_unreadable"),
     ],
 )
 def test_a_redirect_to_where_no_reference_may_lead_is_refused(https: Https, location: str, code: str):

@@ -282,6 +282,9 @@ def test_the_model_downloads_whole_by_range_and_by_etag(service: Service, reques
     assert whole.headers["etag"] == f'"{listed["sha256"]}"' and listed["size"] == len(content)
     head = service.client.head(url + "/model")
     assert head.status_code == 200 and not head.content and head.headers["content-length"] == str(len(content))
+    for other in ("Fri, 31 Dec 9999 23:59:59 -0100", "Fri, 31 Dec 99999999999999999999 23:59:59 GMT", "yesterday"):
+        answer = service.client.get(listed["url"], headers={"Range": "bytes=100-299", "If-Range": other})
+        assert (answer.status_code, answer.content) == (200, whole.content), "a part of another file, as far as this says"
     part = service.client.get(listed["url"], headers={"Range": "bytes=100-299", "If-Range": whole.headers["etag"]})
     assert part.status_code == 206 and part.content == content[100:300]
     assert part.headers["content-range"] == f"bytes 100-299/{len(content)}"

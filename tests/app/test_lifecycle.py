@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -12,8 +13,9 @@ import sqlalchemy as sa
 
 from app.artifacts.table import Artifact
 from app.database import EMBEDDED_TENANT, Database
+from app.errors import Problem
 from app.ids import new_id
-from app.jobs import events, lifecycle, queries
+from app.jobs import events, lifecycle, queries, service
 from app.jobs.states import FOLLOWS, TERMINAL, Status
 from app.jobs.table import Job
 
@@ -132,6 +134,51 @@ def test_a_job_that_was_asked_to_stop_ends_as_cancelled(database: Database, mode
     call(database, getattr(lifecycle, end), held, *arguments, **(LOST if end == "lose" else {}))
     job = look(database, job_id)
     assert job.status == "cancelled" and job.finished_at is not None and job.lease_expires_at is None
+
+
+def blocked(db: Database) -> None:
+    """Returns once somebody waits for a lock of this PostgreSQL database."""
+    waiting = sa.text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
+    deadline = time.monotonic() + 30
+    with db.read() as session:
+        while not session.scalar(waiting):
+            assert time.monotonic() < deadline, "nobody waits"
+            time.sleep(0.01)
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+@pytest.mark.parametrize("change", ["hand_back", "lose", "expire_leases"])
+def test_a_job_that_is_queued_again_while_a_client_cancels_it_is_cancelled(
+    database: Database, model_id: str, change: str
+) -> None:
+    """The worker's transaction is open as the cancel comes. SQLite has one that writes at a time."""
+    job_id = queue(database, model_id)
+    held = claim(database, lease=timedelta(seconds=-1))
+    assert held is not None
+    arguments = {"hand_back": (held,), "lose": (held, "gone"), "expire_leases": ()}[change]
+    with ThreadPoolExecutor(1) as pool:
+        with database.write() as session:
+            getattr(lifecycle, change)(session, *arguments, **({} if change == "hand_back" else LOST), now=database.now(session))
+            answer = pool.submit(service.cancel, database, EMBEDDED_TENANT, job_id)
+            blocked(database)
+        assert answer.result(30).status == "cancelled"
+    assert claim(database) is None, "it does not run again"
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+def test_a_job_that_ends_while_a_client_cancels_it_is_over(database: Database, model_id: str) -> None:
+    job_id = queue(database, model_id)
+    held = claim(database)
+    assert held is not None
+    with ThreadPoolExecutor(1) as pool:
+        with database.write() as session:
+            lifecycle.succeed(session, held, result={}, artifacts=[ARTIFACT], now=database.now(session))
+            answer = pool.submit(service.cancel, database, EMBEDDED_TENANT, job_id)
+            blocked(database)
+        with pytest.raises(Problem, match="job_finished"):
+            answer.result(30)
 
 
 def test_a_cancelled_job_whose_worker_fell_silent_is_cancelled(database: Database, model_id: str) -> None:

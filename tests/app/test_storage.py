@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from app import kept, storage
-from app.database import EMBEDDED_TENANT, Tenant
+from app.database import EMBEDDED_TENANT, Database, Tenant
 from app.errors import Problem
 from app.jobs import lifecycle
 from app.jobs.states import Status
@@ -133,6 +135,40 @@ def test_two_that_come_at_once_do_not_both_take_the_last_room(limited: Service) 
     assert sorted(answers) == [201, 507]
     assert used(limited) == 2 * ONE
     assert len(files_in(limited.blobs)) == 2
+
+
+class Losing(Database):
+    """Its commits are refused with `error`, and what they were of is left open."""
+
+    error: Exception
+    left: Session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        self.left = self._sessions()
+        yield self.left
+        raise self.error
+
+
+@pytest.mark.parametrize("lands", [True, False], ids=["lands", "refused"])
+def test_a_blob_stays_where_a_commit_may_still_land(limited: Service, lands: bool) -> None:
+    """The connection was lost before the answer to the commit came: the database may still be at it as it is asked for the row."""
+    key, content = f"source_models/{EMBEDDED_TENANT}/model_a", safetensors()
+    with limited.blobs.stage() as staged:
+        staged.write(content)
+        limited.blobs.keep(staged, key)
+    row = SourceModel(
+        id="model_a", tenant_id=EMBEDDED_TENANT, sha256="0" * 64, fingerprint="0" * 64, size=len(content), format="safetensors",
+        description={"architecture": "torchvision/resnet18", "classes": ["box", "mug"]}, blob_key=key,
+    )  # fmt: skip
+    db = Losing(limited.settings.sqlalchemy_url)
+    db.error = OperationalError("COMMIT", None, Exception("no space is left, or no connection"), connection_invalidated=lands)
+    with pytest.raises(OperationalError):
+        kept.commit(db, limited.blobs, limited.settings, row)
+    db.left.commit() if lands else db.left.rollback()
+    db.left.close()
+    db.dispose()
+    assert len(limited.client.get("/source-models").json()["data"]) == len(files_in(limited.blobs)) == lands
 
 
 @pytest.mark.postgres

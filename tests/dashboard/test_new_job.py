@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pytest
 
 from app.dashboard import form
-from app.spec import JobRequest
+from app.method_settings import PRESETS, Settings
+from app.spec import JobRequest, Method
 from tests.app.conftest import safetensors
 from tests.conftest import Service
 from tests.dashboard import seeding
@@ -116,6 +118,11 @@ def test_each_fault_is_at_its_field(service: Service, data: Path, changes: dict[
     assert said.keys() == {field} and words in said[field], said
 
 
+def test_of_very_many_faults_the_first_are_told_and_the_rest_counted(service: Service, data: Path) -> None:
+    page, said = refused(sent(service, filled(data, rest=json.dumps({f"w{number}": 1 for number in range(25)})), safetensors()))
+    assert said["rest"].count("is not known here") == 20 and "5 more" in page.text
+
+
 def test_a_file_that_is_missing_or_no_source_model_is_told_at_the_file(service: Service, data: Path) -> None:
     _, said = refused(sent(service, filled(data)))
     assert said.keys() == {"source_model"} and "no multipart part" in said["source_model"]
@@ -149,6 +156,24 @@ def test_a_new_job_like_another_begins_with_its_request(service: Service, data: 
     assert JobRequest.model_validate(wanted) == JobRequest.model_validate(asked)
     assert wanted["settings"] == settings, "defaults are left to be defaults"
     assert service.client.get(ADDRESS, params={"like": "job_nothing"}).status_code == 404
+
+
+@pytest.mark.parametrize("preset", [None, *PRESETS])
+@pytest.mark.parametrize("method", get_args(Method))
+def test_a_job_like_another_has_its_settings_whatever_preset_they_came_from(method: str, preset: str | None) -> None:
+    """Each setting at the default of its class, which a preset may have otherwise, alone and all at once."""
+    usual = Settings().model_dump(mode="json", exclude={"preset"})
+    groups = {name: value for name, value in usual.items() if isinstance(value, dict)}
+    each = [{group: {name: value}} for group, values in groups.items() for name, value in values.items()]
+    for given in ({}, usual, {"precision": "bf16"}, {"weights": {"feat": 0.25}}, *each):
+        body = {
+            "source_model": {"id": "model_a"}, "method": method, "settings": given | ({"preset": preset} if preset else {}),
+            "data": {"target": {"uri": "file:///target"}, "pairs": {"uri": "file:///pairs"}},
+        }  # fmt: skip
+        asked = JobRequest.model_validate(body)
+        again, faults = form.request_of(form.texts_of(asked.model_dump(mode="json")))
+        assert faults == []
+        assert JobRequest.model_validate(again) == asked, given
 
 
 def test_too_much_text_is_refused(service: Service, data: Path) -> None:

@@ -72,6 +72,14 @@ def test_front_end_and_worker_are_told_alike_where_traces_go_and_nobody_else(ser
     assert "monitoring" in {*services["frontend"]["networks"]} & {*services["worker"]["networks"]}
 
 
+def test_the_names_that_a_proxy_passes_on_come_from_env(services: Services) -> None:
+    """By default none but addresses, localhost and the containers' own."""
+    assert services["frontend"]["environment"]["MODALBRIDGE_HOSTS"] == ""
+    named = compose.read(stack.SECRETS | {"MODALBRIDGE_DATA": "/images", "MODALBRIDGE_HOSTS": "bridge.example.org,other"})
+    given = named["services"]["frontend"]["environment"]["MODALBRIDGE_HOSTS"]
+    assert Settings(hosts=given).hosts == ("bridge.example.org", "other")
+
+
 @pytest.mark.parametrize("secret", SECRETS)
 def test_it_refuses_to_start_without_a_secret(secret: str) -> None:
     known = stack.SECRETS | {"MODALBRIDGE_DATA": "/images"}

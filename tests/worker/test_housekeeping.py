@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from app.artifacts.table import Artifact
 from app.blobs import ABANDONED_S
 from app.broker import make_celery
 from app.database import EMBEDDED_TENANT
-from app.jobs import queries
+from app.jobs import lifecycle, queries
 from app.jobs.table import Job, Worker
 from tests.servers import Disk
 from tests.worker.embedded import QUICK, Embedded, wait_for
@@ -195,6 +196,37 @@ def test_blobs_that_no_row_names_go_and_others_stay(embedded: Embedded):
     assert [path.name for path in embedded.blobs.aside.iterdir()] == ["fresh"]
     assert embedded.published(job_id)
     fresh.unlink()
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("embedded_both", ["postgres"], indirect=True)
+def test_a_model_that_is_published_while_orphans_are_looked_for_stays(embedded_both: Embedded):
+    """Its blob is an hour old, as after a database was away; each look of the sweep is of its own moment there."""
+    worker = embedded_both.process()
+    embedded_both.submit(wake=False, **QUICK)
+    held = claim_next(worker)
+    assert held is not None
+    key = f"jobs/{EMBEDDED_TENANT}/{held.job_id}/{held.attempt}/model.json"
+    with embedded_both.blobs.stage() as staged:
+        staged.write(b"x")
+        embedded_both.blobs.keep(staged, key)
+    for path in embedded_both.blobs.kept.rglob("*"):
+        age(path, housekeeping.ORPHAN_S + 60)
+    artifact = {"name": "model.json", "media_type": "x/y", "size": 1, "sha256": "0" * 64, "blob_key": key}
+    published = []
+
+    def publish(_connection, _cursor, statement: str, *_rest):
+        if not published and re.search(r"FROM (jobs|artifacts)\b", statement):
+            published.append(statement)
+            with embedded_both.db.write() as session:
+                now = embedded_both.db.now(session)
+                assert lifecycle.succeed(session, held, result={}, artifacts=[artifact], now=now) is not None
+
+    sa.event.listen(worker.db.engine, "after_cursor_execute", publish)
+    housekeeping.remove_orphaned_blobs(worker)
+    sa.event.remove(worker.db.engine, "after_cursor_execute", publish)
+    assert published
+    assert key in list(embedded_both.blobs.keys_older_than(-60))
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a disk that is small enough to fill")

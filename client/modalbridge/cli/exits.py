@@ -114,6 +114,8 @@ def _tell(error: Exception) -> None:
     for fault in faults:
         if fault.get("pointer"):
             say(f"  where  {fault['pointer']}" + (f"  {fault['detail']}" if len(faults) > 1 else ""))
+    if more := problem.document.get("more_errors"):
+        say(f"  where  {more} more")
     for part, outcome in problem.document.get("checks", {}).items():
         say(f"  {part:<7}{outcome}")
     if problem.remedy:
