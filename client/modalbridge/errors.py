@@ -70,7 +70,7 @@ class ProblemError(ModalBridgeError):
         self.document = dict(document)
         self.code = str(document.get("code", "unknown"))
         self.title = str(document.get("title", ""))
-        self.status = int(document.get("status", status))
+        self.status = _status(document, status)
         self.detail = str(document.get("detail", ""))
         self.pointer: str | None = document.get("pointer")
         self.remedy = str(document.get("remedy", ""))
@@ -222,7 +222,13 @@ BY_STATUS: dict[int, type[ProblemError]] = {404: NotFound, 409: Conflict}
 
 def of_document(document: Mapping[str, Any], status: int) -> ProblemError:
     """The error of a problem document: by its code, or by its status where the code is not known here."""
-    status = int(document.get("status", status))
+    status = _status(document, status)
     by_range = ServiceFault if status >= 500 else Invalid
     kind = BY_CODE.get(str(document.get("code")), BY_STATUS.get(status, by_range))
     return kind(document, status)
+
+
+def _status(document: Mapping[str, Any], status: int) -> int:
+    """The document's own, if it is a number: the member only repeats the answer's (RFC 9457, 3.1.2), and gateways write what they like."""
+    given = document.get("status")
+    return given if type(given) is int else status
