@@ -10,7 +10,7 @@ ModalBridgeError
 │   ├── JobFailed           `problem` says why and what to do: the ProblemError of the job's own `error`
 │   └── JobCancelled
 └── ProblemError            the service refused: code, title, status, detail, pointer, remedy, request_id, document
-    ├── Invalid             the request must be changed: 400, 413, 415, 416, 422
+    ├── Invalid             the request must be changed: 400, 412, 413, 415, 416, 422
     │   ├── InvalidReference    a reference to data: reference_*, layout_mismatch, no_images, too_few_images, ...
     │   ├── InvalidArchive      an archive of images: archive_format, archive_damaged, archive_unsafe
     │   └── InvalidSourceModel  the file of weights, or what is said of it: source_model_*, unsafe_pickle, ...
