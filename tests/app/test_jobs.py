@@ -216,6 +216,22 @@ def test_the_list_filters_by_status_and_label(service: Service, request_body: di
     assert service.client.get("/jobs", params={"after": "job_!"}).json()["code"] == "invalid_cursor"
 
 
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (["team:robots", "site:b", "team:drones"], "'team' has two values"),
+        ([f"key{n}:x" for n in range(33)], "at most 32"),
+        ([f"key{n}:x" for n in range(2000)], "at most 32"),
+    ],
+)
+def test_labels_that_no_job_can_have_are_refused(service: Service, labels: list[str], words: str) -> None:
+    answer = service.client.get("/jobs", params={"label": labels})
+    problem = answer.json()
+    assert (answer.status_code, problem["code"], problem["pointer"]) == (422, "invalid_request", "/label"), answer.text
+    assert words in problem["detail"]
+    assert service.client.get("/jobs", params={"label": ["team:robots"] * 40}).status_code == 200, "the same one again is one"
+
+
 def test_a_queued_job_is_cancelled_at_once(service: Service, request_body: dict[str, Any]) -> None:
     url = submit(service.client, request_body, safetensors()).headers["location"]
     answer = service.client.post(url + "/cancel")

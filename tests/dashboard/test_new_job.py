@@ -93,6 +93,7 @@ def test_what_is_wrong_is_told_at_its_field_and_what_was_typed_is_kept(service: 
 @pytest.mark.parametrize(
     ("changes", "field", "words"),
     [
+        ({"labels": "team:robots\nteam:drones"}, "labels", "'team' has two values"),
         ({"settings": "{"}, "settings", "not JSON"),
         ({"input": '{"size": 8}'}, "input", "/size: "),
         ({"architecture": "resnet"}, "architecture", "pattern"),

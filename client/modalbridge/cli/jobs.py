@@ -77,6 +77,8 @@ def ls(
     if bad := [one for one in label or () if ":" not in one]:
         raise UsageError(f"--label {bad[0]} is not KEY:VALUE")
     labels = dict(one.split(":", 1) for one in label or ())
+    if len(labels) < len(set(label or ())):
+        raise UsageError("--label twice with one key and two values: no job has both")
     with connect(url) as client:
         found = list(islice(client.jobs.list(status=status, label=labels, page_size=min(limit, 200)), limit))
     if as_json:
