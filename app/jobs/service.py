@@ -27,6 +27,9 @@ from app.source_models import queries as source_model_queries
 from app.source_models import service as source_models
 from app.spec import MOST_LABELS, JobRequest, SourceModelDescription, SourceModelId, misfit
 
+LONGEST_KEY = 255
+"""Characters of an Idempotency-Key."""
+
 
 def submit(
     db: Database,

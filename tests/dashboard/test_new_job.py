@@ -117,6 +117,22 @@ def test_each_fault_is_at_its_field(service: Service, data: Path, changes: dict[
     assert said.keys() == {field} and words in said[field], said
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"key": "a\0b"}, "null character"),
+        ({"key": "k" * 256}, "at most 255"),
+        ({"model": "model_\0"}, "null character"),
+        ({"model": "model_\0", "key": "a\0b"}, "null character"),
+    ],
+)
+def test_what_the_database_could_not_take_is_told(service: Service, data: Path, changes: dict[str, str], words: str) -> None:
+    page, _ = refused(sent(service, filled(data, **changes), b"" if "model" in changes else safetensors()))
+    assert words in page.text
+    (key,) = (given["value"] for given in page.all("input") if given.get("name") == "key")
+    assert accepted(service, sent(service, filled(data, key=key), safetensors()))["status"] == "queued"
+
+
 def test_a_file_that_is_missing_or_no_source_model_is_told_at_the_file(service: Service, data: Path) -> None:
     _, said = refused(sent(service, filled(data)))
     assert said.keys() == {"source_model"} and "no multipart part" in said["source_model"]
