@@ -7,3 +7,9 @@ def matches(if_none_match: str | None, etag: str) -> bool:
     """Whether an If-None-Match header holds the ETag, quotes included: any of its list, weakly compared (13.1.2)."""
     tags = [tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")]
     return etag in tags or tags == ["*"]
+
+
+def is_another(if_match: str | None, etag: str) -> bool:
+    """Whether an If-Match header asks for something else than the ETag: none of its list is it, strongly compared (13.1.1)."""
+    tags = [tag.strip() for tag in if_match.split(",")] if if_match is not None else ["*"]
+    return etag not in tags and tags != ["*"]

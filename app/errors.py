@@ -57,6 +57,9 @@ CODES: dict[str, Code] = {
     "range_not_satisfiable": Code(
         416, "The range lies outside the file", "Ask for a range below the size that Content-Range names."
     ),
+    "precondition_failed": Code(
+        412, "The file is another than If-Match names", "Leave If-Match out, or give it the ETag that `detail` names."
+    ),
     "idempotency_conflict": Code(
         409,
         "The Idempotency-Key was used for another request",

@@ -26,6 +26,8 @@ SENSORS: tuple[Sensor, ...] = get_args(Sensor)
 Format = Literal["safetensors", "torch_export", "onnx"]
 FORMATS: dict[Format, str] = {"safetensors": "model.safetensors", "torch_export": "model.pt2", "onnx": "model.onnx"}
 """What an adapted model can be published as, and the artifact that it then is."""
+MOST_LABELS = 32
+"""Of one job."""
 ClassName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 FolderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")]
 Triple = tuple[float, float, float]
@@ -220,7 +222,7 @@ class Adaptation(Strict):
     """For people: lists and reports show it."""
     labels: dict[
         Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,63}$")], Annotated[str, StringConstraints(max_length=255)]
-    ] = Field(default_factory=dict, max_length=32)
+    ] = Field(default_factory=dict, max_length=MOST_LABELS)
     """Lists are narrowed down by them."""
     priority: int = Field(0, ge=-100, le=100)
     """Of the queued jobs of one tenant, or of one value of the label that the service's `queue_label` names, those of higher priority

@@ -21,6 +21,7 @@ from app.errors import Problem
 
 MOST_RANGES = 100
 log = structlog.get_logger()
+_BYTES = re.compile(r"\s*bytes\s*=(.*)", re.IGNORECASE | re.DOTALL)
 _RANGE = re.compile(r"(\d{1,18})-(\d{0,18})|-(\d{1,18})")
 Span = tuple[int, int]
 """From this byte to before that one."""
@@ -64,46 +65,54 @@ def answer(
         "Last-Modified": written_at.strftime("%a, %d %b %Y %H:%M:%S GMT"),
         "Accept-Ranges": "bytes",
     }
+    if request.method == "HEAD":  # of which Range asks nothing
+        return Response(None, 200, headers | {"Content-Length": str(size)}, media_type)
     ranges = request.headers.get("range")
     if ranges is not None and not _still(request.headers.get("if-range"), etag, written_at):
         ranges = None
     spans = wanted(ranges, size) if ranges is not None else []
     if len(spans) > 1:
-        return _several(request, read, spans, size, media_type, headers)
+        return _several(read, spans, size, media_type, headers)
     status, (start, end) = (206, spans[0]) if spans else (200, (0, size))
     headers["Content-Length"] = str(end - start)
     if spans:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-    if request.method == "HEAD":
-        return Response(None, status, headers, media_type)
     reading = read(start, end)
     return Download(iter(reading), reading.close, status, headers, media_type)
 
 
 def wanted(header: str, size: int) -> list[Span]:
-    """The spans that a Range header names, in order and merged where they meet. Empty: so many that the whole file is the
-    better answer. Raises Problem range_not_satisfiable."""
-    parts = header.replace(" ", "").lower().removeprefix("bytes=").split(",")
-    if len(parts) > MOST_RANGES:
+    """The spans that a Range header names, in order and merged where they meet; what lies outside the file is left out. Empty: the
+    whole file is the answer, since the header is of another unit than bytes, or of too many parts. Raises Problem
+    range_not_satisfiable where no part is within the file, or one is no range."""
+    named = _BYTES.fullmatch(header)
+    parts = [part.strip() for part in named[1].split(",")] if named else []
+    if not named or len(parts) > MOST_RANGES:
         return []
+    spans = [_span(part, header, size) for part in parts if part]
     merged: list[Span] = []
-    for start, end in sorted(_span(part, header, size) for part in parts):
+    for start, end in sorted(span for span in spans if span[0] < span[1]):
         if merged and start <= merged[-1][1]:
             merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
         else:
             merged.append((start, end))
+    if not merged:
+        raise _outside(header, size)
     return merged
 
 
 def _span(part: str, header: str, size: int) -> Span:
+    """Empty where it lies outside the file."""
     found = _RANGE.fullmatch(part)
-    if found and found[1] is None:
-        start, end = max(0, size - int(found[3])), size
-    elif found:
-        start, end = int(found[1]), min(size, int(found[2]) + 1) if found[2] else size
-    if not found or start >= end:
-        raise Problem("range_not_satisfiable", f"{header[:100]!r} of a file of {size} bytes", size=size)
-    return start, end
+    if not found or (found[2] and int(found[1]) > int(found[2])):
+        raise _outside(header, size)
+    if found[1] is None:
+        return max(0, size - int(found[3])), size
+    return int(found[1]), min(size, int(found[2]) + 1) if found[2] else size
+
+
+def _outside(header: str, size: int) -> Problem:
+    return Problem("range_not_satisfiable", f"{header[:100]!r} of a file of {size} bytes", size=size)
 
 
 def _still(if_range: str | None, etag: str, written_at: datetime) -> bool:
@@ -116,7 +125,7 @@ def _still(if_range: str | None, etag: str, written_at: datetime) -> bool:
 
 
 def _several(
-    request: Request, read: Callable[[int, int], Reading], spans: list[Span], size: int, media_type: str, headers: dict[str, str]
+    read: Callable[[int, int], Reading], spans: list[Span], size: int, media_type: str, headers: dict[str, str]
 ) -> Response:
     boundary = token_hex(16)
     heads = [
@@ -127,8 +136,6 @@ def _several(
     framed = sum(len(head) + end - start + 2 for head, (start, end) in zip(heads, spans, strict=True)) + len(tail)
     headers["Content-Length"] = str(framed)
     framing = f"multipart/byteranges; boundary={boundary}"
-    if request.method == "HEAD":
-        return Response(None, 206, headers, framing)
     open_now = [read(*spans[0])]
 
     def pieces() -> Iterator[bytes]:

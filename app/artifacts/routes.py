@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 from app.artifacts.download import answer
 from app.artifacts.table import Artifact
 from app.blobs import Reading
-from app.conditional import matches
+from app.conditional import is_another, matches
 from app.errors import Problem
 from app.jobs import queries, service
 from app.jobs.schemas import ArtifactView
@@ -22,6 +22,7 @@ from app.tenancy import Tenant
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["artifacts"])
 MODEL = "model.safetensors"
+_CACHED = "private, no-cache"
 _FILE = {
     200: {
         "description": "The whole file.",
@@ -29,7 +30,7 @@ _FILE = {
     },
     206: {"description": "The range asked for."},
     304: {"description": "You have this file: its sha256 is in If-None-Match."},
-} | documented("not_found", "job_not_succeeded", "range_not_satisfiable", "blobs_unavailable")
+} | documented("not_found", "job_not_succeeded", "precondition_failed", "range_not_satisfiable", "blobs_unavailable")
 
 
 @router.get(
@@ -51,7 +52,12 @@ def _view(artifact: Artifact) -> ArtifactView:
 @router.head("/artifacts/{name}", include_in_schema=False)
 @router.get("/artifacts/{name}", response_class=StreamingResponse, summary="Download an artifact", responses=_FILE)
 def download(
-    request: Request, job_id: str, name: str, tenant: Tenant, if_none_match: Annotated[str | None, Header()] = None
+    request: Request,
+    job_id: str,
+    name: str,
+    tenant: Tenant,
+    if_match: Annotated[str | None, Header()] = None,
+    if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
     with request.app.state.db.read() as session:
         artifact = queries.artifact(session, tenant, job_id, name)
@@ -61,8 +67,10 @@ def download(
             raise Problem("job_not_succeeded", f"{job.id} is {job.status}")
         raise Problem("not_found", f"{job.id} has no artifact {name[:100]!r}{_refused(job, name)}")
     etag = f'"{artifact.sha256}"'
+    if is_another(if_match, etag):
+        raise Problem("precondition_failed", f"the ETag of {artifact.name} is {etag}")
     if matches(if_none_match, etag):
-        return Response(status_code=304, headers={"ETag": etag})
+        return Response(status_code=304, headers={"ETag": etag, "Cache-Control": _CACHED})
     blobs, key = request.app.state.blobs, artifact.blob_key
     style = "inline" if artifact.media_type.startswith("text/html") else "attachment"
 
@@ -81,7 +89,7 @@ def download(
         written_at=artifact.created_at,
         headers={
             "Content-Disposition": f'{style}; filename="{artifact.name}"',
-            "Cache-Control": "private, no-cache",
+            "Cache-Control": _CACHED,
             # A report is made by a job from a client's own words: it may show itself, and do nothing.
             "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox",
             "X-Content-Type-Options": "nosniff",
@@ -99,6 +107,12 @@ def _refused(job: Job, name: str) -> str:
 
 @router.head("/model", include_in_schema=False)
 @router.get("/model", response_class=StreamingResponse, summary="Download the adapted model", responses=_FILE)
-def model(request: Request, job_id: str, tenant: Tenant, if_none_match: Annotated[str | None, Header()] = None) -> Response:
+def model(
+    request: Request,
+    job_id: str,
+    tenant: Tenant,
+    if_match: Annotated[str | None, Header()] = None,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
     """The adapted model's weights, safetensors. artifacts/model.json says how to load them."""
-    return download(request, job_id, MODEL, tenant, if_none_match)
+    return download(request, job_id, MODEL, tenant, if_match, if_none_match)

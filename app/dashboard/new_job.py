@@ -45,12 +45,12 @@ async def submit(request: Request, tenant: Tenant) -> Response:
         wanted, faults = form.request_of(texts)
         staged = received.staged if received.staged is not None and received.staged.size else None  # none was chosen
         try:
+            key = _key(texts)
             if faults:
                 raise Problem("invalid_request", faults[0][1], errors=[{"pointer": at, "detail": what} for at, what in faults])
             asked = await run_in_threadpool(parse, JobRequest, json.dumps(wanted).encode())
             job, new = await run_in_threadpool(
-                service.submit, state.db, state.blobs, state.settings, tenant, asked, staged,
-                texts.get(form.KEY) or None,
+                service.submit, state.db, state.blobs, state.settings, tenant, asked, staged, key
             )  # fmt: skip
         except Problem as problem:
             if problem.kind.status >= 500:
@@ -61,8 +61,20 @@ async def submit(request: Request, tenant: Tenant) -> Response:
     return RedirectResponse(f"{ADDRESS}/{job.id}", 303)
 
 
+def _key(texts: Mapping[str, str]) -> str | None:
+    """As POST /jobs takes it: whoever sends the form without the page may send anything. Raises Problem invalid_request."""
+    key = texts.get(form.KEY) or None
+    if key is not None and (len(key) > service.LONGEST_KEY or "\0" in key):
+        raise Problem(
+            "invalid_request", f"`{form.KEY}` is to have at most {service.LONGEST_KEY} characters and no null character"
+        )
+    return key
+
+
 def _page(request: Request, tenant: str, texts: Mapping[str, str], problem: Problem | None = None) -> Response:
     state = request.app.state
+    # Neither PostgreSQL, which is asked for the model, nor HTML takes a null character.
+    texts = {name: text.replace("\0", "\N{REPLACEMENT CHARACTER}") for name, text in texts.items()}
     with state.db.read() as session:
         models = source_models.newest(session, tenant, after=None, limit=OFFERED)
         named = texts.get("model", "")

@@ -104,7 +104,7 @@ async def submit(
     request: Request,
     tenant: Tenant,
     idempotency_key: Annotated[
-        str | None, Header(min_length=1, max_length=255, description="The same key gives the same job.")
+        str | None, Header(min_length=1, max_length=service.LONGEST_KEY, description="The same key gives the same job.")
     ] = None,
 ) -> Response:
     """JSON that names a stored source model, or multipart with a `request` part (the same JSON) and a `source_model` file."""

@@ -25,7 +25,10 @@ from app.remote import Pin
 from app.settings import Settings
 from app.source_models import queries as source_model_queries
 from app.source_models import service as source_models
-from app.spec import JobRequest, SourceModelDescription, SourceModelId, misfit
+from app.spec import MOST_LABELS, JobRequest, SourceModelDescription, SourceModelId, misfit
+
+LONGEST_KEY = 255
+"""Characters of an Idempotency-Key."""
 
 
 def submit(
@@ -145,10 +148,18 @@ def _submitted_before(db: Database, tenant_id: str, key: str, digest: str) -> Jo
 
 
 def labels_of(parts: Sequence[str], pointer: str = "/label") -> dict[str, str]:
-    """Labels from `key:value` each. Raises Problem invalid_request."""
-    if bad := [part for part in parts if ":" not in part]:
-        raise Problem("invalid_request", f"label {bad[0][:100]!r} is not `key:value`", pointer=pointer)
-    return dict(part.split(":", 1) for part in parts)
+    """Labels from `key:value` each, such as one job can have. Raises Problem invalid_request."""
+    labels: dict[str, str] = {}
+    for part in parts:
+        key, colon, value = part.partition(":")
+        if not colon:
+            raise Problem("invalid_request", f"label {part[:100]!r} is not `key:value`", pointer=pointer)
+        if labels.setdefault(key, value) != value:
+            detail = f"label {key[:100]!r} has two values, {labels[key][:100]!r} and {value[:100]!r}: a job has one"
+            raise Problem("invalid_request", detail, pointer=pointer)
+    if len(labels) > MOST_LABELS:
+        raise Problem("invalid_request", f"{len(labels)} labels: a job has at most {MOST_LABELS}", pointer=pointer)
+    return labels
 
 
 def read(db: Database, tenant_id: str, job_id: str) -> Job:

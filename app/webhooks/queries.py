@@ -7,11 +7,14 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from app.database import Tenant
 from app.webhooks.table import Delivery, Webhook
 
 
-def by_id(session: Session, tenant_id: str, webhook_id: str) -> Webhook | None:
-    return session.scalar(sa.select(Webhook).where(Webhook.tenant_id == tenant_id, Webhook.id == webhook_id))
+def by_id(session: Session, tenant_id: str, webhook_id: str, *, keep: bool = False) -> Webhook | None:
+    """keep: it can neither be deleted nor be found gone before this transaction ends."""
+    query = sa.select(Webhook).where(Webhook.tenant_id == tenant_id, Webhook.id == webhook_id)
+    return session.scalar(query.with_for_update(read=True, key_share=True) if keep else query)
 
 
 def newest(session: Session, tenant_id: str, *, after: str | None, limit: int) -> Sequence[Webhook]:
@@ -21,6 +24,8 @@ def newest(session: Session, tenant_id: str, *, after: str | None, limit: int) -
 
 
 def count(session: Session, tenant_id: str) -> int:
+    """For whoever is about to make one: others who are wait until this transaction ends."""
+    session.execute(sa.select(Tenant.id).where(Tenant.id == tenant_id).with_for_update(key_share=True))
     return session.scalar(sa.select(sa.func.count()).where(Webhook.tenant_id == tenant_id)) or 0
 
 

@@ -42,7 +42,10 @@ def create(db: Database, settings: Settings, tenant_id: str, request: WebhookReq
 def read(db: Database, tenant_id: str, webhook_id: str) -> Webhook:
     """Raises Problem not_found, whether it never was or is another tenant's."""
     with db.read() as session:
-        webhook = queries.by_id(session, tenant_id, webhook_id)
+        return _found(queries.by_id(session, tenant_id, webhook_id), webhook_id)
+
+
+def _found(webhook: Webhook | None, webhook_id: str) -> Webhook:
     if webhook is None:
         raise Problem("not_found", f"no webhook {webhook_id[:100]!r}")
     return webhook
@@ -57,12 +60,12 @@ def delete(db: Database, tenant_id: str, webhook_id: str) -> None:
 
 def test(db: Database, tenant_id: str, webhook_id: str) -> Delivery:
     """A message of type webhook.test is on its way. Raises Problem not_found, webhook_gone."""
-    webhook = read(db, tenant_id, webhook_id)
-    if webhook.gone_at is not None:
-        raise Problem(
-            "webhook_gone", f"it did so at {webhook.gone_at.isoformat(timespec='seconds')}, and nothing is sent to it since"
-        )
     with db.write() as session:
+        webhook = _found(queries.by_id(session, tenant_id, webhook_id, keep=True), webhook_id)
+        if webhook.gone_at is not None:
+            raise Problem(
+                "webhook_gone", f"it did so at {webhook.gone_at.isoformat(timespec='seconds')}, and nothing is sent to it since"
+            )
         return outbox.add(session, webhook, outbox.TEST, {"id": webhook.id}, db.now(session))
 
 

@@ -55,6 +55,11 @@ def download(
     return to
 
 
+def is_there(artifact: Artifact, path: Path) -> bool:
+    """Whether the file at path is this artifact, byte for byte."""
+    return path.is_file() and path.stat().st_size == artifact.size and _sha256(path) == artifact.sha256
+
+
 def _must_be_free(path: Path) -> None:
     if path.exists():
         raise FileExistsError(f"{path} is there already, and was left as it is; to replace it, ask to overwrite")

@@ -10,7 +10,7 @@ ModalBridgeError
 │   ├── JobFailed           `problem` says why and what to do: the ProblemError of the job's own `error`
 │   └── JobCancelled
 └── ProblemError            the service refused: code, title, status, detail, pointer, remedy, request_id, document
-    ├── Invalid             the request must be changed: 400, 403, 413, 415, 416, 422
+    ├── Invalid             the request must be changed: 400, 403, 412, 413, 415, 416, 422
     │   ├── UnknownHost         403: the operator has not named the host that this address has
     │   ├── InvalidReference    a reference to data: reference_*, layout_mismatch, no_images, too_few_images, ...
     │   ├── InvalidArchive      an archive of images: archive_format, archive_damaged, archive_unsafe
@@ -71,7 +71,7 @@ class ProblemError(ModalBridgeError):
         self.document = dict(document)
         self.code = str(document.get("code", "unknown"))
         self.title = str(document.get("title", ""))
-        self.status = int(document.get("status", status))
+        self.status = _status(document, status)
         self.detail = str(document.get("detail", ""))
         self.pointer: str | None = document.get("pointer")
         self.remedy = str(document.get("remedy", ""))
@@ -228,7 +228,13 @@ BY_STATUS: dict[int, type[ProblemError]] = {404: NotFound, 409: Conflict}
 
 def of_document(document: Mapping[str, Any], status: int) -> ProblemError:
     """The error of a problem document: by its code, or by its status where the code is not known here."""
-    status = int(document.get("status", status))
+    status = _status(document, status)
     by_range = ServiceFault if status >= 500 else Invalid
     kind = BY_CODE.get(str(document.get("code")), BY_STATUS.get(status, by_range))
     return kind(document, status)
+
+
+def _status(document: Mapping[str, Any], status: int) -> int:
+    """The document's own, if it is a number: the member only repeats the answer's (RFC 9457, 3.1.2), and gateways write what they like."""
+    given = document.get("status")
+    return given if type(given) is int else status

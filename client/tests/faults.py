@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import socketserver
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPResponse
 
 Fault = Callable[["_Handler", bytes], None]
 """Given the request as it came, does with it what it does."""
@@ -63,6 +66,26 @@ def renamed(old: bytes, new: bytes) -> Fault:
 
     def fault(handler: _Handler, request: bytes) -> None:
         handler.wfile.write(b"".join(handler.answer(request)).replace(old, new))
+
+    return fault
+
+
+def compressed(whether_allowed_or_not: bool) -> Fault:
+    """The answer by gzip, each piece as it comes; else only if the request takes gzip."""
+
+    def fault(handler: _Handler, request: bytes) -> None:
+        takes_it = re.search(rb"(?mi)^accept-encoding:.*gzip", request) is not None
+        wrap = zlib.compressobj(wbits=31) if takes_it or whether_allowed_or_not else None
+        with socket.create_connection(handler.server.proxy.upstream, timeout=30) as upstream:
+            upstream.sendall(request)
+            answer = HTTPResponse(upstream)
+            answer.begin()
+            coding = "Content-Encoding: gzip\r\n" if wrap else ""
+            head = f"HTTP/1.1 {answer.status} X\r\nContent-Type: {answer.headers['Content-Type']}\r\n{coding}Connection: close\r\n\r\n"
+            handler.wfile.write(head.encode())
+            while piece := answer.read1(65536):
+                handler.wfile.write(wrap.compress(piece) + wrap.flush(zlib.Z_SYNC_FLUSH) if wrap else piece)
+            handler.wfile.write(wrap.flush() if wrap else b"")
 
     return fault
 

@@ -160,6 +160,29 @@ def test_download_takes_the_weights_one_artifact_or_all(service: Service, jobs: 
     assert run(service.url, "show", job_id).exit_code == Exit.REFUSED
 
 
+def test_download_of_all_goes_on_where_it_was_broken_off(proxy: Proxy, jobs: Jobs, tmp_path: Path) -> None:
+    job_id = jobs.succeeded(metrics=b"[]", report=b"{}")
+    fetching = f"GET /jobs/{job_id}/artifacts/"
+    into = tmp_path / "all"
+    words = ("download", job_id, "--all", "-o", into)
+    proxy.faults += [(f"{fetching}report.json", instead(404, body=b"broken off"))]
+    assert run(proxy.url, *words).exit_code != 0
+    assert {file.name for file in into.iterdir()} == {"metrics.json", "model.safetensors", "report.json.partial"}
+    proxy.seen.clear()
+    again = run(proxy.url, *words)
+    assert again.exit_code == 0, again.stderr
+    assert [line for line in proxy.seen if line.startswith(fetching)] == [f"{fetching}report.json "]
+    assert again.stdout.split() == [str(into / name) for name in ("metrics.json", "model.safetensors", "report.json")]
+
+
+def test_download_of_all_leaves_a_file_that_is_another(service: Service, jobs: Jobs, tmp_path: Path) -> None:
+    job_id = jobs.succeeded()
+    (tmp_path / "model.safetensors").write_bytes(b"of mine")  # as many bytes
+    refused = run(service.url, "download", job_id, "--all", "-o", tmp_path)
+    assert refused.exit_code != 0 and "overwrite" in refused.stderr
+    assert (tmp_path / "model.safetensors").read_bytes() == b"of mine"
+
+
 def test_logs_are_printed_and_followed(service: Service, jobs: Jobs) -> None:
     claim = jobs.running()
     assert [line.split()[3] for line in run(service.url, "logs", claim.job_id).stdout.splitlines()] == ["state", "state"]

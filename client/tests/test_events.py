@@ -9,7 +9,7 @@ import pytest
 from app.database import EMBEDDED_TENANT
 from app.jobs import events, queries
 from conftest import Jobs
-from faults import Proxy, cut, instead
+from faults import Proxy, compressed, cut, instead
 from modalbridge import Client, NotFound
 from modalbridge.events import Stream
 
@@ -60,6 +60,33 @@ def test_where_streams_do_not_get_through_pages_are_read(faulty: Client, proxy: 
     timer.join()
     assert came == ["queued", "attempt 1 is running", "succeeded: the model is published"]
     assert sum(line.startswith(streaming) for line in proxy.seen) == 1, "one try, and no more"
+
+
+def test_events_come_at_once_by_a_proxy_that_compresses_what_it_may(faulty: Client, proxy: Proxy, jobs: Jobs) -> None:
+    claim = jobs.running()
+    streaming = f"GET /jobs/{claim.job_id}/events "
+    proxy.faults += [(streaming, compressed(whether_allowed_or_not=False))]
+    timer = threading.Timer(5, jobs.fail, [claim])  # ends a stream that gives nothing
+    timer.start()
+    following = faulty.jobs.events(claim.job_id)
+    assert [next(following).message for _ in range(2)] == ["queued", "attempt 1 is running"]
+    assert proxy.seen == [f"{streaming}0"], "both by the first stream"
+    timer.cancel()
+    following.close()
+
+
+def test_where_streams_are_compressed_all_the_same_pages_are_read(faulty: Client, proxy: Proxy, jobs: Jobs) -> None:
+    claim = jobs.running()
+    streaming = f"GET /jobs/{claim.job_id}/events "
+    proxy.faults += [(streaming, compressed(whether_allowed_or_not=True))]
+    timer = threading.Timer(8, jobs.fail, [claim])
+    timer.start()
+    following = faulty.jobs.events(claim.job_id)
+    assert next(following).message == "queued"
+    assert jobs.client.jobs.get(claim.job_id).status == "running", "while the job runs"
+    timer.cancel()
+    following.close()
+    assert proxy.count(streaming) == 1, "one try, and no more"
 
 
 def test_streams_that_give_nothing_are_given_up(faulty: Client, proxy: Proxy, jobs: Jobs) -> None:

@@ -23,6 +23,7 @@ def test_usage_is_2(service: Service, tmp_path: Path, job_file: Path, weights: P
         ("show",),
         ("ls", "--limit", "0"),
         ("ls", "--label", "team"),
+        ("ls", "--label", "team:robots", "--label", "team:drones"),
         ("submit", tmp_path / "none.json"),
         ("submit", job_file, "--weights", tmp_path / "none"),
         ("submit", job_file, "--weights", weights, "--model", "model_x"),

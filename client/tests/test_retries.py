@@ -12,7 +12,7 @@ import pytest
 
 from conftest import QUICK, Jobs
 from faults import Fault, Proxy, instead, lost
-from modalbridge import Client, ConnectionFailed, ProblemError, Retries, ServiceFault, UnexpectedAnswer
+from modalbridge import Client, ConnectionFailed, NotFound, ProblemError, Retries, ServiceFault, UnexpectedAnswer
 
 AWAY = {"Content-Type": "application/problem+json"}, b'{"code": "database_unavailable", "status": 503, "detail": "away"}'
 
@@ -35,6 +35,7 @@ def test_retry_after_may_be_a_date(faulty: Client, proxy: Proxy, jobs: Jobs) -> 
     job_id = jobs.queued()
     at = datetime.now(UTC) + timedelta(seconds=1.9)
     proxy.faults += [("GET /jobs", busy(format_datetime(at, usegmt=True), 429)), ("GET /jobs", busy("nonsense"))]
+    proxy.faults += [("GET /jobs", busy("Fri, 31 Dec 99999999999999999999 23:59:59 GMT"))]
     faulty.jobs.get(job_id)
     assert datetime.now(UTC) >= at.replace(microsecond=0)
 
@@ -92,6 +93,15 @@ def test_what_is_not_the_service_is_told_as_such(answer: Fault, words: str, faul
     proxy.faults += [("GET", answer)]
     with pytest.raises(UnexpectedAnswer, match=words):
         faulty.jobs.get("job_x")
+
+
+@pytest.mark.parametrize("status", [b"null", b'"503 Service Unavailable"', b"true", b"[404]"])
+def test_a_status_that_is_no_number_is_that_of_the_answer(status: bytes, faulty: Client, proxy: Proxy) -> None:
+    document = b'{"code": "of_a_gateway", "detail": "no route", "status": %s}' % status
+    proxy.faults += [("GET", instead(404, {"Content-Type": "application/problem+json"}, document))]
+    with pytest.raises(NotFound, match="no route") as caught:
+        faulty.jobs.get("job_x")
+    assert caught.value.status == 404
 
 
 def test_a_redirect_is_followed_for_reading_alone(faulty: Client, proxy: Proxy, jobs: Jobs) -> None:

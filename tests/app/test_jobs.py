@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
+import httpx
 import pytest
 import sqlalchemy as sa
 
@@ -215,6 +216,22 @@ def test_the_list_filters_by_status_and_label(service: Service, request_body: di
     assert service.client.get("/jobs", params={"after": "job_!"}).json()["code"] == "invalid_cursor"
 
 
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (["team:robots", "site:b", "team:drones"], "'team' has two values"),
+        ([f"key{n}:x" for n in range(33)], "at most 32"),
+        ([f"key{n}:x" for n in range(2000)], "at most 32"),
+    ],
+)
+def test_labels_that_no_job_can_have_are_refused(service: Service, labels: list[str], words: str) -> None:
+    answer = service.client.get("/jobs", params={"label": labels})
+    problem = answer.json()
+    assert (answer.status_code, problem["code"], problem["pointer"]) == (422, "invalid_request", "/label"), answer.text
+    assert words in problem["detail"]
+    assert service.client.get("/jobs", params={"label": ["team:robots"] * 40}).status_code == 200, "the same one again is one"
+
+
 def test_a_queued_job_is_cancelled_at_once(service: Service, request_body: dict[str, Any]) -> None:
     url = submit(service.client, request_body, safetensors()).headers["location"]
     answer = service.client.post(url + "/cancel")
@@ -296,6 +313,29 @@ def test_the_model_downloads_whole_by_range_and_by_etag(service: Service, reques
     assert known.status_code == 304 and not known.content
     assert service.client.get(url + "/artifacts/nothing").json()["code"] == "not_found"
     assert service.client.get(url + "/artifacts/..%2f..%2fmodalbridge.db").status_code == 404
+
+
+def test_a_download_that_is_wanted_of_one_file_alone_gives_no_other(service: Service, request_body: dict[str, Any]) -> None:
+    """RFC 9110, 13.1.1 and 15.4.5."""
+    url = submit(service.client, request_body, safetensors()).headers["location"] + "/model"
+    publish(service, claim(service))
+    whole = service.client.get(url)
+    etag = whole.headers["etag"]
+
+    def asked(method: str = "GET", **headers: str) -> httpx.Response:
+        return service.client.request(method, url, headers={name.replace("_", "-"): value for name, value in headers.items()})
+
+    for same in (etag, f'"another", {etag}', "*"):
+        assert asked(If_Match=same).content == b"weights"
+    for method in ("GET", "HEAD"):
+        for another in ('"another"', f"W/{etag}"):
+            assert asked(method, If_Match=another, If_None_Match=etag, Range="bytes=0-1").status_code == 412
+    assert asked(If_Match='"another"').json()["code"] == "precondition_failed"
+    known = asked(If_Match=etag, If_None_Match=etag)
+    assert known.status_code == 304
+    assert {name: known.headers[name] for name in ("etag", "cache-control")} == {
+        name: whole.headers[name] for name in ("etag", "cache-control")
+    }
 
 
 def test_a_file_that_is_gone_from_the_store_is_not_found(service: Service, request_body: dict[str, Any]) -> None:

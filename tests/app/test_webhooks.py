@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import httpx
 import pytest
 import sqlalchemy as sa
 
-from app.database import Database
+from app.database import EMBEDDED_TENANT, Database
 from app.errors import Problem
 from app.settings import Settings
 from app.webhooks import service as webhooks
@@ -123,6 +126,29 @@ def test_there_are_twenty_at_most(service: Service) -> None:
     for _ in range(webhooks.MOST):
         assert create(service.client).status_code == 201
     assert create(service.client).json()["code"] == "too_many_webhooks"
+
+
+def test_there_are_twenty_at_most_whoever_makes_them_at_once(database: Database) -> None:
+    for _ in range(webhooks.MOST - 1):
+        webhooks.create(database, Settings(), EMBEDDED_TENANT, WebhookRequest(url=PUBLIC))
+    both = threading.Barrier(2)
+
+    @sa.event.listens_for(database.engine, "before_cursor_execute")
+    def about_to(connection: object, cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("INSERT INTO webhooks"):
+            with suppress(threading.BrokenBarrierError):  # the other waits for this one's end, and never comes here
+                both.wait(timeout=1)
+
+    def make(_: int) -> str:
+        try:
+            return webhooks.create(database, Settings(), EMBEDDED_TENANT, WebhookRequest(url=PUBLIC)).id
+        except Problem as problem:
+            return problem.code
+
+    with ThreadPoolExecutor(2) as pool:
+        assert "too_many_webhooks" in list(pool.map(make, range(2)))
+    with database.read() as session:
+        assert len(session.scalars(sa.select(Webhook)).all()) == webhooks.MOST
 
 
 def test_those_of_another_tenant_are_not_there(database: Database) -> None:

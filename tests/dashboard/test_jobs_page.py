@@ -53,6 +53,8 @@ def test_filters_are_in_the_address(shown: Shown) -> None:
     page = read(service, "/dashboard/jobs?label=robots", 422)
     assert "&#39;robots&#39; is not `key:value`" in page.source or "'robots' is not `key:value`" in page.text
     assert [box.get("aria-invalid") for box in page.all("input") if box.get("name") == "label"] == ["true", "true"]
+    page = read(service, "/dashboard/jobs?label=team:robots&label=team:drones", 422)
+    assert "has two values" in page.text
 
 
 def test_pages_of_the_list_have_no_gaps(changed: Shown, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,7 @@ def test_what_is_wrong_is_told_at_its_field_and_what_was_typed_is_kept(service: 
 @pytest.mark.parametrize(
     ("changes", "field", "words"),
     [
+        ({"labels": "team:robots\nteam:drones"}, "labels", "'team' has two values"),
         ({"settings": "{"}, "settings", "not JSON"),
         ({"input": '{"size": 8}'}, "input", "/size: "),
         ({"architecture": "resnet"}, "architecture", "pattern"),
@@ -121,6 +122,22 @@ def test_each_fault_is_at_its_field(service: Service, data: Path, changes: dict[
 def test_of_very_many_faults_the_first_are_told_and_the_rest_counted(service: Service, data: Path) -> None:
     page, said = refused(sent(service, filled(data, rest=json.dumps({f"w{number}": 1 for number in range(25)})), safetensors()))
     assert said["rest"].count("is not known here") == 20 and "5 more" in page.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"key": "a\0b"}, "null character"),
+        ({"key": "k" * 256}, "at most 255"),
+        ({"model": "model_\0"}, "null character"),
+        ({"model": "model_\0", "key": "a\0b"}, "null character"),
+    ],
+)
+def test_what_the_database_could_not_take_is_told(service: Service, data: Path, changes: dict[str, str], words: str) -> None:
+    page, _ = refused(sent(service, filled(data, **changes), b"" if "model" in changes else safetensors()))
+    assert words in page.text
+    (key,) = (given["value"] for given in page.all("input") if given.get("name") == "key")
+    assert accepted(service, sent(service, filled(data, key=key), safetensors()))["status"] == "queued"
 
 
 def test_a_file_that_is_missing_or_no_source_model_is_told_at_the_file(service: Service, data: Path) -> None:

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
@@ -316,6 +316,35 @@ def test_a_webhook_cannot_be_deleted_under_a_jobs_end(new_database_url: Callable
 
 
 @pytest.mark.acceptance
+@pytest.mark.parametrize("gone", ["deleted", "answered 410"])
+def test_a_test_message_is_of_a_webhook_that_is_there(gone: str, embedded_both: Embedded, worker: WorkerProcess):
+    """It goes between the look at it and the message: or rather, it waits until that is written, and takes it along."""
+    db = worker.db
+    with receiver(200) as at:
+        webhook = listen(worker, at)
+    webhook_service.test(db, EMBEDDED_TENANT, webhook.id)
+    message = webhooks.claim(db)
+    assert message is not None
+    asker = threading.get_ident()
+    others: list[Future[None]] = []
+
+    with ThreadPoolExecutor(1) as pool:
+
+        @sa.event.listens_for(db.engine, "after_cursor_execute")
+        def looked(connection: object, cursor: object, statement: str, *_: object) -> None:
+            if threading.get_ident() == asker and "FROM webhooks" in statement and not others:
+                if gone == "deleted":
+                    others.append(pool.submit(webhook_service.delete, db, EMBEDDED_TENANT, webhook.id))
+                else:
+                    others.append(pool.submit(webhooks.settle, db, message, webhooks.Answer(410, None)))
+                wait(others, timeout=1)
+
+        tested = webhook_service.test(db, EMBEDDED_TENANT, webhook.id)
+        others[0].result(timeout=20)
+    assert tested.status == "pending"
+    assert [logged.status for logged in log_of(db, webhook)] == ([] if gone == "deleted" else ["failed", "failed"])
+
+
 def test_a_real_worker_delivers_beside_its_jobs(embedded: Embedded):
     hosts = ("127.0.0.1",)
     with receiver(500, 200) as at, embedded.worker(webhook_private_hosts=hosts):

@@ -16,7 +16,8 @@ from modalbridge.cli.exits import UsageError, reported
 from modalbridge.cli.options import DEFAULT_URL, AsJson, JobId, Limit, Url, connect
 from modalbridge.cli.output import moment, print_json, print_line, print_rows, say
 from modalbridge.cli.progress import Patience, described, follow, output_lines, reason_text, tell_outcome
-from modalbridge.client import Job
+from modalbridge.client import Client, Job
+from modalbridge.download import is_there
 from modalbridge.results import Event
 
 STATES = ("queued", "running", "cancelling", "succeeded", "failed", "cancelled")
@@ -76,6 +77,8 @@ def ls(
     if bad := [one for one in label or () if ":" not in one]:
         raise UsageError(f"--label {bad[0]} is not KEY:VALUE")
     labels = dict(one.split(":", 1) for one in label or ())
+    if len(labels) < len(set(label or ())):
+        raise UsageError("--label twice with one key and two values: no job has both")
     with connect(url) as client:
         found = list(islice(client.jobs.list(status=status, label=labels, page_size=min(limit, 200)), limit))
     if as_json:
@@ -170,28 +173,33 @@ def download(
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Download what a job has published. Goes on where a broken download stopped; the file's sha256 is checked."""
+    """Download what a job has published. Goes on where a broken download stopped, of --all too; each file's sha256 is checked."""
     if every and name is not None:
         raise UsageError("both --all and the name of one artifact")
     with connect(url) as client:
-        names: list[str | None] = [name]
+        listed = client.jobs.artifacts(job_id) if every else ()
         if every:
-            names = [artifact.name for artifact in client.jobs.artifacts(job_id)] or [None]  # None: told why there are none
             output.mkdir(parents=True, exist_ok=True)
+        whole = {one.name: output / one.name for one in listed if is_there(one, output / one.name)}  # of a call that broke off
         paths = []
-        for one in names:
-            with bars.Progress(console=Console(stderr=True), disable=not Console(stderr=True).is_terminal, transient=True) as bar:
-                task = bar.add_task(one or "weights", total=None)
-
-                def advance(have: int, size: int, bar: bars.Progress = bar, task: bars.TaskID = task) -> None:
-                    bar.update(task, completed=have, total=size)
-
-                paths.append(client.jobs.download(job_id, one, output, overwrite=overwrite, on_progress=advance))
+        for wanted in [one.name for one in listed] or [name]:  # the weights of a job without any: told why there are none
+            paths.append(whole.get(wanted) or _downloaded(client, job_id, wanted, output, overwrite))
             if not as_json:
                 print_line(f"{paths[-1]}")
-                say(decimal(paths[-1].stat().st_size))
+                say("is there already" if wanted in whole else decimal(paths[-1].stat().st_size))
     if as_json:
         print_json([str(path) for path in paths])
+
+
+def _downloaded(client: Client, job_id: str, name: str | None, output: Path, overwrite: bool) -> Path:
+    """With a bar where a person looks on."""
+    with bars.Progress(console=Console(stderr=True), disable=not Console(stderr=True).is_terminal, transient=True) as bar:
+        task = bar.add_task(name or "weights", total=None)
+
+        def advance(have: int, size: int) -> None:
+            bar.update(task, completed=have, total=size)
+
+        return client.jobs.download(job_id, name, output, overwrite=overwrite, on_progress=advance)
 
 
 @reported
