@@ -464,3 +464,16 @@ def test_a_worker_that_is_to_stop_does_so_though_the_database_hangs(
     assert embedded.job(job_id).status == "running"
     assert counted(worker, "attempts", outcome="lost", cause="database_away") == 1
     wait_for(lambda: housekeeping.expire_leases(worker) or embedded.job(job_id).status == "queued", "the end of the lease", 10)
+
+
+@pytest.mark.postgres
+@pytest.mark.acceptance
+def test_a_real_worker_ends_though_the_database_hangs(of_its_own: tuple[Postgres, Embedded]):
+    server, embedded = of_its_own
+    with embedded.worker() as running:
+        job_id = embedded.submit(**ENDLESS)
+        embedded.until_event(job_id, "checkpoint")
+        with server.frozen():
+            running.send_signal(signal.SIGTERM)
+            limit = embedded.settings.cancel_grace_s + supervisor.ANSWER_S + 3 * housekeeping.LEAVE_S
+            assert running.wait(limit + 5) == 0
