@@ -66,7 +66,8 @@ def resolve(host: str, port: int) -> list[str]:
 
 class CheckedBackend(httpcore.NetworkBackend):
     """Resolves a host, looks at every address that it has, and connects to one of just those: what the name leads to a moment
-    later does not matter. private: hosts whose addresses may be private."""
+    later does not matter. The addresses share the timeout: a host of many is no slower to fail, and one silent address leaves time
+    for the next. private: hosts whose addresses may be private."""
 
     def __init__(
         self, private: Collection[str] = (), resolve: Resolve = resolve, dial: httpcore.NetworkBackend | None = None
@@ -81,17 +82,24 @@ class CheckedBackend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
-        """Raises ForbiddenAddressError, httpcore.ConnectError."""
+        """Raises ForbiddenAddressError, httpcore.ConnectError, httpcore.ConnectTimeout."""
+        until = None if timeout is None else time.monotonic() + timeout
         try:
             addresses = self._resolve(host, port)
         except OSError as error:
             raise httpcore.ConnectError(f"{host} has no address: {error}") from error
         if host not in self._private and (wrong := [one for one in addresses if not is_public(one)]):
             raise ForbiddenAddressError(f"{host} leads to {wrong[0]}, which is no address of the open internet")
+        share: float | None = None
         failed: Exception | None = None
-        for address in addresses:
+        for number, address in enumerate(addresses):
+            if until is not None:
+                if (left := until - time.monotonic()) <= 0:
+                    failed = failed or httpcore.ConnectTimeout(f"to find the addresses of {host} took {timeout:g} s")
+                    break
+                share = left / (len(addresses) - number)
             try:
-                return self._dial.connect_tcp(address, port, timeout, local_address, socket_options)
+                return self._dial.connect_tcp(address, port, share, local_address, socket_options)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failed = error
         raise failed or httpcore.ConnectError(f"{host} has no address")

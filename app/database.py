@@ -65,6 +65,17 @@ class Tenant(Base):
 EMBEDDED_TENANT = "tenant_embedded"
 
 
+POSTGRESQL = {
+    "connect_timeout": 5,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+"""libpq's, in seconds, and the last in milliseconds: a connection whose other end is gone without a word (a machine that lost its
+power, a firewall that forgot it) fails within a minute, in place of a quarter of an hour or never."""
+
+
 class Database:
     def __init__(self, url: str) -> None:
         self.url = sa.make_url(url)
@@ -77,7 +88,7 @@ class Database:
             hide_parameters=True,  # an error's text goes to the log, and a client's words do not
             pool_size=20,
             max_overflow=30,
-            connect_args={"timeout": 30} if self.is_sqlite else {"connect_timeout": 5},
+            connect_args={"timeout": 30} if self.is_sqlite else POSTGRESQL,
         )
         if self.is_sqlite:
             event.listen(self.engine, "connect", _prepare_sqlite)

@@ -101,6 +101,22 @@ class Postgres:
     def stop(self) -> None:
         self._end(signal.SIGINT)
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """It takes packets, for the kernel does, and answers nothing, on any connection."""
+        assert self.process is not None
+        main = self.process.pid
+        stopped = [main]
+        os.kill(main, signal.SIGSTOP)  # so that it starts no other
+        try:
+            for number in map(int, Path(f"/proc/{main}/task/{main}/children").read_text().split()):
+                os.kill(number, signal.SIGSTOP)
+                stopped.append(number)
+            yield
+        finally:
+            for number in reversed(stopped):
+                os.kill(number, signal.SIGCONT)
+
     def _end(self, number: int) -> None:
         if self.process is not None:
             self.process.send_signal(number)

@@ -49,6 +49,8 @@ class Room:
 
     def __init__(self, cache: Cache, place: Path, beside: int) -> None:
         self._cache, self.place, self._beside, self._noted = cache, place, beside, 0
+        self.lacked = 0
+        """What there was no room for, the last time."""
         self.files, self.scratch = place / "files", place / "scratch"
         self.files.mkdir(mode=0o700, parents=True)
         self.reserved = (place / "reserved").open("w+")
@@ -57,7 +59,11 @@ class Room:
     def need(self, size: int) -> None:
         """So many bytes in all, before they are written. Raises Problem cache_full; NotYetError where other jobs use what would
         have to go."""
-        self._cache.make_room(self, size, self._beside)
+        try:
+            self._cache.make_room(self, size, self._beside)
+        except NotYetError:
+            self.lacked = size
+            raise
 
     def grow(self, size: int) -> None:
         """need(), for what becomes more by and by: some more is taken, so that not every piece asks."""
@@ -75,8 +81,12 @@ class Room:
 
 
 class Cache:
+    """What it found no room for while it filled an entry, it makes room for first when it is asked again: so a job that waits
+    does not fetch again what would be thrown away again."""
+
     def __init__(self, folder: Path, most: int) -> None:
         self.folder, self.most = folder, most
+        self._lacked: dict[str, int] = {}
         self.entries, self.locks, self.aside = folder / "entries", folder / "locks", folder / "aside"
 
     def hold(self, key: str, fill: Callable[[Room], str], going_on: Callable[[], None], beside: int = 0) -> Held:
@@ -125,6 +135,8 @@ class Cache:
         with self._counting():
             room = Room(self, self.aside / uuid.uuid4().hex, beside)
         try:
+            if key in self._lacked:
+                room.need(self._lacked[key])
             version = fill(room)
             size = sum(path.stat().st_size for path in room.files.rglob("*") if path.is_file())
             room.scratch.unlink(missing_ok=True)
@@ -134,6 +146,9 @@ class Cache:
                 (room.place / "reserved").unlink()
                 shutil.rmtree(self.entries / key, ignore_errors=True)  # of a damaged one
                 room.place.rename(self.entries / key)
+        except NotYetError:
+            self._lacked[key] = room.lacked
+            raise
         finally:
             shutil.rmtree(room.place, ignore_errors=True)
             room.reserved.close()

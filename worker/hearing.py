@@ -119,6 +119,17 @@ class Hearing:
         self.phase = self.progress = None
         self.metrics, self.rows = {}, []
 
+    def take(self) -> Hearing:
+        """What waits, for a transaction in another thread; what is heard meanwhile comes after it."""
+        taken = Hearing(self.phase, self.progress, self.metrics, self.rows)
+        self.written()
+        return taken
+
+    def give_back(self, taken: Hearing) -> None:
+        """Its transaction failed."""
+        self.phase, self.progress = self.phase or taken.phase, self.progress or taken.progress
+        self.metrics, self.rows = taken.metrics | self.metrics, taken.rows + self.rows
+
 
 def document(event: BaseModel) -> dict[str, Any]:
     """As JSON has it: a NaN becomes null, which every database can store."""

@@ -35,7 +35,7 @@ from worker.process import WorkerProcess
 from worker.tracking import exports
 
 LEAVE_S = 5.0
-"""For a sweep that is under way when the worker stops."""
+"""For each thing that is under way when the worker stops: a pass, a sweep, the last word to the database."""
 SWEEP_S = 600.0
 """Between two sweeps of the disk, which cost more than a look at the database."""
 WATCH_S = 60.0
@@ -55,7 +55,8 @@ log = structlog.get_logger()
 
 
 class Housekeeping:
-    """The thread. start() makes the worker known; stop() returns when the thread has ended and the worker's row is gone."""
+    """The thread. start() makes the worker known; stop() returns when the thread has ended and the worker's row is gone, or when
+    that takes too long, as a database that hangs makes it: then the row is left to be seen as silent."""
 
     def __init__(self, worker: WorkerProcess) -> None:
         self.worker = worker
@@ -71,10 +72,12 @@ class Housekeeping:
     def stop(self) -> None:
         self._stop.set()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(LEAVE_S)
             if self._sweep is not None:
                 self._sweep.ended(LEAVE_S)
-            _attempt(leave, self.worker)
+            # Not before the thread has ended, which would write the row anew.
+            if self._thread.is_alive() or not Call(lambda: _attempt(leave, self.worker), "leave").ended(LEAVE_S):
+                log.warning("the worker leaves without a word: the database does not answer", worker_id=self.worker.id)
 
     def _run(self) -> None:
         swept_at = watched_at = None

@@ -138,6 +138,8 @@ class OverHttps:
         return f"https-{hashlib.sha256(repr(known).encode()).hexdigest()}"
 
     def fill(self, room: Room, going_on: GoingOn) -> str:
+        if self.pin.size is not None:
+            room.need(self.pin.size)
         downloads, done, tries = Downloads(self.settings), Progress(), 0
         while not done.whole:
             before = done.bytes

@@ -1,8 +1,8 @@
 """One attempt at a job: its process, its lease, what it says, how it ends.
 
 All writes name the attempt (the fencing token). While the database is away the child goes on and its words are held;
-when it is back, the attempt number decides whether the job is still ours. While the blob store is away the attempt waits
-for it, and renews its lease.
+when it is back, the attempt number decides whether the job is still ours. It is asked in a thread beside, so that one that
+hangs keeps nobody from stopping the child. While the blob store is away the attempt waits for it, and renews its lease.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar
 
@@ -46,6 +47,8 @@ AWAY = (OperationalError, InterfaceError, TimeoutError)
 """The database does not answer, for now."""
 FULL = "disk_full"
 TICK_S = 0.5
+ANSWER_S = 10.0
+"""A database that has not answered by then is away, for a worker that is to stop."""
 SENDING_S = 5.0
 """For a checkpoint that is on its way to the blob store when the attempt is over."""
 log = structlog.get_logger()
@@ -82,6 +85,17 @@ def run(worker: WorkerProcess, claim: Claim) -> Job | None:
     return job
 
 
+@dataclass
+class Telling:
+    """A transaction that is under way. words: what was heard until it began. renews: the lease, too."""
+
+    words: Hearing
+    renews: bool
+    call: Call[Status | None]
+    began_at: float
+    late: bool = False
+
+
 class Attempt:
     """status: of the job as last seen. lost: another has the job, or nobody; not a word more may be written."""
 
@@ -90,6 +104,7 @@ class Attempt:
         self.lease = timedelta(seconds=self.settings.lease_s)
         self.tick_s = min(TICK_S, self.settings.lease_s / 6)
         self.heard = Hearing()
+        self.telling: Telling | None = None
         self.meter = AttemptMeter(worker.metrics)
         self.trace = AttemptTrace(claim)
         self.child: Child | None = None
@@ -172,25 +187,46 @@ class Attempt:
         return child.reap()
 
     def _tell(self) -> None:
-        """Writes what was heard, renews the lease where it is time, and sees whether the job is to go on."""
-        due = time.monotonic() - self.renewed_at >= self.settings.lease_s / 3
+        """Writes what was heard, renews the lease where it is time, and sees whether the job is to go on. Waits for a tick at most:
+        the next call hears what came of it, and until then nothing more is told."""
+        if (telling := self.telling) is None:
+            words = self.heard.take()
+            renews = words.waiting or time.monotonic() - self.renewed_at >= self.settings.lease_s / 3
+            call = Call(lambda: self._told(words, renews), "tell")
+            self.telling = telling = Telling(words, renews, call, time.monotonic())
+        if telling.call.ended(self.tick_s):
+            self._heed(telling)
+        elif not telling.late and time.monotonic() - telling.began_at > ANSWER_S:
+            telling.late = True
+            log.warning("the database does not answer: the job goes on", job_id=self.claim.job_id)
+
+    def _told(self, words: Hearing, renews: bool) -> Status | None:
+        """Beside. None: the attempt has lost its job."""
+        if not renews:
+            with self.db.read() as session:
+                return lifecycle.held(session, self.claim)
+        with self.db.write() as session:
+            now = self.db.now(session)
+            status = lifecycle.renew(session, self.claim, lease=self.lease, now=now)
+            if status is not None and words.waiting:
+                words.write(session, self.claim, now=now)
+        return status
+
+    def _heed(self, telling: Telling) -> None:
+        """What came of it."""
+        self.telling = None
         try:
-            if not (self.heard.waiting or due):
-                with self.db.read() as session:
-                    status = lifecycle.held(session, self.claim)
-            else:
-                with self.db.write() as session:
-                    now = self.db.now(session)
-                    status = lifecycle.renew(session, self.claim, lease=self.lease, now=now)
-                    if status is not None and self.heard.waiting:
-                        self.heard.write(session, self.claim, now=now)
-                self.heard.written()
-                if status is not None and time.monotonic() - self.renewed_at > self.settings.lease_s * 2 / 3:
-                    self.worker.metrics.late_renewals.inc()
-                self.renewed_at = time.monotonic()
-        except AWAY as error:
+            status = telling.call.result()
+        except Exception as error:
+            self.heard.give_back(telling.words)
+            if not isinstance(error, AWAY):
+                raise
             log.warning("the database is away: the job goes on", job_id=self.claim.job_id, error=str(error)[:300])
             return
+        if telling.renews:
+            if status is not None and time.monotonic() - self.renewed_at > self.settings.lease_s * 2 / 3:
+                self.worker.metrics.late_renewals.inc()
+            self.renewed_at = time.monotonic()
         if status is None:
             self.lost = True
         else:
@@ -315,6 +351,9 @@ class Attempt:
 
     def _finish(self, change: Callable[..., Job | None]) -> Job | None:
         """The last change of this attempt, with whatever was heard and not yet written, in one transaction."""
+        if self.telling is not None:
+            self._await(self.telling.call)
+            self._heed(self.telling)
 
         def write(session: Session, now: datetime) -> Job | None:
             if self.heard.waiting and self.heard.write(session, self.claim, now=now) is None:
@@ -327,15 +366,30 @@ class Attempt:
 
     def _insist(self, step: Callable[[Session, datetime], T]) -> T:
         """One transaction, again and again until the database answers. Raises DatabaseAwayError if the worker is to stop."""
+
+        def once() -> T:
+            with self.db.write() as session:
+                return step(session, self.db.now(session))
+
         while True:
+            call = Call(once, "insist")
+            self._await(call)
             try:
-                with self.db.write() as session:
-                    return step(session, self.db.now(session))
+                return call.result()
             except AWAY as error:
                 if self.worker.stop_asked:
                     raise DatabaseAwayError from error
                 log.warning("the database is away", job_id=self.claim.job_id, error=str(error)[:300])
                 time.sleep(self.tick_s)
+
+    def _await(self, call: Call[object]) -> None:
+        """Until it has ended. Raises DatabaseAwayError if the worker is to stop and the database hangs."""
+        asked_at: float | None = None
+        while not call.ended(self.tick_s):
+            if self.worker.stop_asked:
+                asked_at = asked_at or time.monotonic()
+                if time.monotonic() - asked_at > ANSWER_S:
+                    raise DatabaseAwayError
 
     # What it is given -----------------------------------------------------------------------------------------------
 

@@ -118,9 +118,13 @@ def record(
 
 
 def record_metrics(session: Session, claim: Claim, points: dict[tuple[str, int], float], *, now: datetime) -> None:
-    """(series, step) -> value. A step that is done again after a resume replaces its value, and keeps its time."""
+    """(series, step) -> value. A step that is done again after a resume replaces its value, and keeps its time. No point has a
+    time that MLflow was told of already, though the clock was set back: by it is seen what is to be told."""
     if not points:
         return
+    told_until = session.scalar(sa.select(MlflowExport.sent_until).where(MlflowExport.job_id == claim.job_id))
+    if told_until is not None:
+        now = max(now, told_until + timedelta(microseconds=1))
     insert = (sqlite if session.get_bind().dialect.name == "sqlite" else postgresql).insert(JobMetric)
     rows = [
         {"job_id": claim.job_id, "tenant_id": claim.tenant_id, "series": series, "step": step, "value": value, "at": now}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -10,6 +12,7 @@ import sqlalchemy as sa
 
 from app.database import EMBEDDED_TENANT, Database, Tenant
 
+KEEPALIVE = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
 STORED = sa.select(Tenant.stored_bytes).where(Tenant.id == EMBEDDED_TENANT)
 
 
@@ -59,3 +62,16 @@ def test_times_are_utc_wherever_the_database_says_it_is(new_database_url: Callab
     db.dispose()
     assert [time.utcoffset() for time in (now, kept, counted)] == [timedelta(0)] * 3
     assert kept == counted == now
+
+
+@pytest.mark.postgres
+def test_a_server_that_is_gone_without_a_word_is_noticed_by_the_system(new_database_url):
+    db = Database(new_database_url("postgres"))
+    with db.read() as session:
+        at = session.connection().connection.dbapi_connection
+        with socket.socket(fileno=os.dup(at.fileno())) as connected:
+            idle, again, tries = (connected.getsockopt(socket.IPPROTO_TCP, one) for one in KEEPALIVE)
+            unheard_ms = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+    db.dispose()
+    assert 0 < idle + again * tries <= 60
+    assert 0 < unheard_ms <= 60_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,43 @@ class Dialled(httpcore.NetworkBackend):
     def connect_tcp(self, host: str, port: int, *rest: Any, **named: Any) -> httpcore.NetworkStream:
         self.to.append(host)
         return httpcore.SyncBackend().connect_tcp("127.0.0.1", port, *rest, **named)
+
+
+class Silent(Dialled):
+    """Whose first addresses never answer."""
+
+    def __init__(self, silent: int) -> None:
+        super().__init__()
+        self.silent = silent
+
+    def connect_tcp(self, host: str, port: int, timeout: float | None = None, *rest: Any, **named: Any) -> httpcore.NetworkStream:
+        if len(self.to) < self.silent:
+            self.to.append(host)
+            assert timeout is not None
+            time.sleep(timeout)
+            raise httpcore.ConnectTimeout("timed out")
+        return super().connect_tcp(host, port, timeout, *rest, **named)
+
+
+ADDRESSES = [f"93.184.216.{last}" for last in range(8)]
+
+
+def test_however_many_addresses_a_host_has_it_gains_no_time_by_them():
+    silent = Silent(len(ADDRESSES))
+    backend = CheckedBackend(resolve=lambda _host, _port: ADDRESSES, dial=silent)
+    began = time.monotonic()
+    with pytest.raises(httpcore.ConnectTimeout):
+        backend.connect_tcp("files.test", 443, timeout=0.8)
+    assert time.monotonic() - began < 1.2
+    assert silent.to == ADDRESSES, "and each has its turn"
+
+
+def test_a_host_whose_first_address_is_silent_is_reached_at_the_next(https: Https):
+    """As a network without IPv6 knows it of hosts that have both."""
+    silent = Silent(1)
+    backend = CheckedBackend(resolve=lambda _host, _port: ADDRESSES[:2], dial=silent)
+    with backend.connect_tcp("files.test", https.port, timeout=1.0).get_extra_info("socket"):
+        assert silent.to == ADDRESSES[:2]
 
 
 def test_a_real_name_of_this_machine_is_refused_unless_the_settings_name_it(https: Https):

@@ -101,6 +101,29 @@ def test_what_is_in_use_stays_and_the_job_waits_for_it(cache: Cache):
     assert kept(cache) == {"b"}
 
 
+def test_what_waits_for_room_is_not_fetched_again_before_there_is_as_much_as_it_lacked(cache: Cache):
+    fetched = []
+
+    def growing(room: Room) -> str:
+        fetched.append(1)
+        for size in (300, 600):
+            room.grow(size)
+            (room.files / "image.png").write_bytes(b"x" * size)
+        return "v"
+
+    others = [hold(cache, key, of(size)) for key, size in (("a", 500), ("b", 150))]
+    for _ in range(3):
+        with pytest.raises(NotYetError):
+            hold(cache, "c", growing)
+    assert len(fetched) == 1
+    others[1].close()
+    with pytest.raises(NotYetError, match="100 bytes"):
+        hold(cache, "c", growing)
+    others[0].close()
+    hold(cache, "c", growing).close()
+    assert len(fetched) == 2
+
+
 def test_what_a_job_needs_beyond_the_whole_cache_fails_it(cache: Cache):
     with pytest.raises(Problem) as caught:
         hold(cache, "a", of(1001))
@@ -117,7 +140,7 @@ def test_room_that_another_is_filling_counts(cache: Cache):
         room.need(600)
         with pytest.raises(NotYetError):
             hold(cache, "b", of(500))
-        hold(cache, "b", of(400)).close()
+        hold(cache, "c", of(400)).close()
         return "v"
 
     hold(cache, "a", nested).close()

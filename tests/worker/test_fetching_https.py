@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -18,7 +19,9 @@ from tests.worker.conftest import embedded_in
 from tests.worker.embedded import QUICK, Embedded, meanwhile, wait_for
 from tests.worker.test_fetching import SCALING, entries, leftovers
 from worker import sources
+from worker.cache import Cache, Room
 from worker.draining import drain
+from worker.supervisor import TICK_S
 
 
 @dataclass
@@ -124,6 +127,42 @@ def test_one_that_does_not_say_how_long_it_is_ends_at_the_limit(host: Host):
 
 def test_one_that_does_not_fit_the_cache_fails_the_job(host: Host):
     assert host.failed(host.submit(), cache_bytes=len(host.archive) + 1000) == "cache_full"
+
+
+@pytest.mark.parametrize(
+    ("says_its_size", "room_for", "downloads"),
+    [(True, 0.5, 0), (False, 0.5, 1), (True, 1.0, 1)],
+    ids=["not for what it is known to be", "not for what it turns out to be", "not for what it unpacks to"],
+)
+def test_one_that_waits_for_room_is_not_downloaded_again_and_again(
+    host: Host, says_its_size: bool, room_for: float, downloads: int
+):
+    """room_for: so many times the archive as it is packed."""
+    host.file.length = host.file.ranges = says_its_size
+    job_id = host.submit()
+    size = 100 * len(host.archive)
+    used = size - int(room_for * len(host.archive))
+
+    def much(room: Room) -> str:
+        room.need(used)
+        (room.files / "large").write_bytes(bytes(used))
+        return "v"
+
+    worker = host.embedded.process(cache_bytes=size)
+    other = Cache(worker.settings.cache_folder, size).hold("other", much, lambda: None)
+    host.https.seen.clear()
+    asked = []
+
+    def let_go() -> None:
+        wait_for(lambda: "waits for the cache" in host.embedded.story(job_id), "its words", 30)
+        time.sleep(6 * TICK_S)
+        asked.append(len(host.https.seen))
+        other.close()
+
+    with meanwhile(let_go):
+        drain(worker)
+    assert host.embedded.job(job_id).status == "succeeded", host.embedded.story(job_id)
+    assert asked == [downloads] and len(host.https.seen) == downloads + 1
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from app.blobs import discard
 from app.database import EMBEDDED_TENANT
-from app.jobs import service
+from app.jobs import lifecycle, service
 from app.jobs.table import Job, JobMetric, MlflowExport
 from app.settings import Settings
 from tests.worker.embedded import QUICK, Embedded, wait_for
@@ -58,6 +58,24 @@ def test_a_job_is_told_while_it_runs_and_each_point_once(embedded: Embedded, wor
     assert (run.info.status, run.data.tags["modalbridge.error_code"]) == ("FAILED", "child_died")
     assert [one.step for one in client.get_metric_history(run.info.run_id, "bridging/L_rec")] == [0, 10, 20]
     assert open_exports(worker) == []
+
+
+def test_points_of_a_clock_that_was_set_back_are_told_too(
+    embedded_both: Embedded, worker_both: WorkerProcess, client: MlflowClient
+):
+    """Of the database: where that is SQLite, the machine's own."""
+    worker = worker_both
+    claim = claimed(worker, embedded_both)
+    for step, ahead in ((0, timedelta(hours=1)), (10, timedelta(0)), (20, timedelta(seconds=1))):
+        with worker.db.write() as session:
+            now = worker.db.now(session) + ahead
+            lifecycle.record_metrics(session, claim, {("bridging/L_rec", step): 1.0}, now=now)
+        make_due(worker)
+        exports.tell_mlflow(worker)
+    (run,) = runs(client, worker)
+    assert [one.step for one in client.get_metric_history(run.info.run_id, "bridging/L_rec")] == [0, 10, 20]
+    assert unsent(worker, claim.job_id) == []
+    fail(worker, claim)
 
 
 def test_a_job_that_is_tried_again_goes_on_in_its_run(embedded_both: Embedded, worker_both: WorkerProcess, client: MlflowClient):
