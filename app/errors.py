@@ -6,8 +6,11 @@ known and rendered in one place: app/problems.py for HTTP, the engine's `failed`
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
+
+UNTEXT = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -249,14 +252,24 @@ class Problem(Exception):
 
     def __init__(self, code: str, detail: str, *, pointer: str | None = None, **context: Any) -> None:
         self.kind = CODES[code]
-        self.code, self.detail, self.pointer, self.context = code, detail, pointer, context
-        super().__init__(f"{code}: {detail}")
+        self.code, self.detail, self.pointer, self.context = code, as_text(detail), pointer, as_text(context)
+        super().__init__(f"{code}: {self.detail}")
 
     def document(self) -> dict[str, Any]:
         """The members of an RFC 9457 problem, less `instance`."""
         known = {"type": f"urn:modalbridge:problem:{self.code}", "title": self.kind.title, "status": self.kind.status,
                  "code": self.code, "detail": self.detail, "remedy": self.kind.remedy}  # fmt: skip
         return known | ({"pointer": self.pointer} if self.pointer is not None else {}) | self.context
+
+
+def as_text(value: Any) -> Any:
+    """value with every string in it (of lists and dicts too) such that UTF-8 can write it. The name of a file may be any bytes;
+    Python gives those that are no text as lone surrogates, which nothing takes."""
+    if isinstance(value, str):
+        return UNTEXT.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {as_text(key): as_text(member) for key, member in value.items()}
+    return [as_text(member) for member in value] if isinstance(value, list | tuple) else value
 
 
 def few(names: list[str], limit: int = 5) -> str:

@@ -139,6 +139,32 @@ def test_with_roots_data_lie_below_them_and_references_are_absolute(data):
     assert engine(data, "--roots", str(data.parent / "other"), str(data)).returncode == 0
 
 
+UNTEXT = os.fsdecode(b"caf\xe9.png")
+"""A file's name that is no text: the file system takes any bytes."""
+
+
+@pytest.mark.parametrize("broken", [1, 6])
+def test_a_broken_image_whose_name_is_no_text_is_named_all_the_same(data, broken):
+    names = [UNTEXT, *(f"damaged{i}.png" for i in range(broken - 1))]
+    for name in names:
+        (data / "target" / name).write_bytes(b"no image")
+    (data / "target/000.png").rename(data / "target" / os.fsdecode(b"0\xff0.png"))
+    spec(data, method="source_only", data={"broken_image_share": 0.05})
+    ended = engine(data)
+    if broken == 1:
+        assert ended.returncode == 0, ended.stderr
+        (event,) = [event for event in ended.events if event.type == "data" and event.reference == "target"]
+        assert event.broken == 1 and event.broken_names[0].startswith("caf\ufffd.png: ")
+        report = json.loads((data / "out/artifacts/report.json").read_text())
+        assert report["data"][0]["broken_names"] == event.broken_names
+        rows = json.loads((data / "out/artifacts/pictures.json").read_text())["rows"]
+        assert "0\ufffd0.png" in {row["name"] for row in rows}
+    else:
+        problem = failed(ended)
+        assert problem["code"] == "too_many_broken_images"
+        assert any("caf\ufffd.png" in name for name in problem["names"]) and "caf\ufffd.png" in problem["detail"]
+
+
 def test_what_libraries_print_goes_to_stderr(data):
     spec(data, method="source_only")
     code = (

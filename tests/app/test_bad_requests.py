@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,7 @@ FOLDERS: list[tuple[str, Callable[[Path], object], dict[str, str], str, str]] = 
     ("pair without partner", lambda root: (root / "pairs/rgb/003.png").unlink(), {}, "pairs_unmatched", "/data/pairs/uri"),
     ("class that the model lacks", lambda root: make_images(root / "test/cup", ["1.png"]), {}, "unknown_class", "/data/evaluation/uri"),
     ("image without a class", lambda root: make_images(root / "test", ["1.png"]), {}, "layout_mismatch", "/data/evaluation/uri"),
+    ("name that is no text", lambda root: make_images(root / "test", [os.fsdecode(b"caf\xe9.png")]), {}, "layout_mismatch", "/data/evaluation/uri"),
 ]  # fmt: skip
 
 

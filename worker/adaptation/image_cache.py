@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from app.errors import Problem
+from app.errors import Problem, as_text
 from app.references import Entry
 from worker.adaptation.decoding import UnreadableError, decode
 from worker.adaptation.resampling import fit, fit_readings
@@ -194,7 +194,7 @@ def _fill(files: Mapping[str, BinaryIO], columns: Mapping[str, tuple[Sequence[En
                 tally = tallies[column]
                 tally["broken"] += 1
                 if len(tally["broken_names"]) < BROKEN_NAMED:
-                    tally["broken_names"].append(f"{entries[row].name}: {one}")
+                    tally["broken_names"].append(as_text(f"{entries[row].name}: {one}"))
         good = [one for one in prepared if isinstance(one, Prepared)]
         if len(good) < len(prepared):
             dropped.append(row)
