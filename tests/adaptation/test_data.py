@@ -85,6 +85,22 @@ def test_a_file_that_is_no_image_is_unreadable_and_nothing_else(content, tmp_pat
         decode(tmp_path / "a.png")
 
 
+def test_a_text_under_an_images_name_is_said_to_be_no_image(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"not an image")
+    with pytest.raises(UnreadableError, match="cannot be identified as PNG, JPEG or TIFF"):
+        decode(tmp_path / "a.png")
+
+
+def test_a_jpeg_with_a_second_picture_is_read_as_its_first(tmp_path):
+    """MPO, what many cameras write under the name of JPEG."""
+    first, second = (Image.fromarray(np.full((16, 24, 3), colour, np.uint8)) for colour in ((200, 90, 10), (10, 90, 200)))
+    first.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[second])
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert image.format == "MPO"
+    out = decode(tmp_path / "a.jpg")
+    assert out.shape == (16, 24, 3) and np.abs(out[8, 12].astype(int) - (200, 90, 10)).max() <= 8
+
+
 # Scaling
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 
@@ -17,7 +18,7 @@ def test_a_loss_that_was_made_on_the_cpu_is_summed_on_the_jobs_device(tmp_path):
     """As L_BN of a model without batch norms is; torch's meta device refuses to mix as CUDA does."""
     elsewhere = torch.device("meta")
     written = AdaptationSpec.model_validate(spec(tmp_path))
-    with open(os.devnull, "wb") as nobody:
+    with Path(os.devnull).open("wb") as nobody:
         journal = Journal(nobody.fileno(), tmp_path)
         job = Job(written, tmp_path, journal, elsewhere, "fp32", None, None, None, {}, 1e9, {})
         stage = Stage(job, "bridging", 5, {}, {})

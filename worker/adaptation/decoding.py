@@ -6,13 +6,13 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from app.references import Encoding
 
 MAX_PIXELS = 89_478_485
 """Pillow's own limit, a quarter of a gigabyte of RGB. A larger image counts as unreadable."""
-FORMATS = ("PNG", "JPEG", "TIFF", "MPO")  # MPO: what many cameras write under the name of JPEG
+FORMATS = ("PNG", "JPEG", "TIFF")  # MPO, what many cameras write under the name of JPEG, comes by the opener of JPEG
 
 FARTHEST_ROTATED = 8000
 """Millimetres. SUN RGB-D's own toolbox (read3dPoints.m) takes what is farther for this far."""
@@ -43,6 +43,8 @@ def decode(path: Path, encoding: Encoding = "plain") -> np.ndarray:
         raise
     except FileNotFoundError as error:
         raise UnreadableError("it is gone") from error
+    except UnidentifiedImageError as error:  # its own words name a file of the worker's disk
+        raise UnreadableError("it cannot be identified as PNG, JPEG or TIFF") from error
     except Exception as error:  # a damaged file makes Pillow raise almost any there is
         raise UnreadableError(f"{type(error).__name__}: {str(error)[:150]}") from error
     if array.ndim == 3 and (array == array[:, :, :1]).all():
