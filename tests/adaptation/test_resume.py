@@ -73,6 +73,20 @@ def test_killed_again_and_again_it_ends_in_the_same_weights(job):
         assert (job / "whole/artifacts" / name).read_bytes() == (job / "killed/artifacts" / name).read_bytes(), name
 
 
+def test_killed_where_stage_1_stops_early_it_takes_no_step_more(data):
+    bridging = {"steps": 400, "batch_size": 8, "validate_every": 2, "patience": 2, "lr": 0.05}
+    spec(data, method="tgmb", settings={"bridging": bridging, "weights": {"im": 0}})
+    events, code = attempt(data, "whole")
+    assert code == 0
+    last = max(event.step for event in events if event.type == "checkpoint")
+    assert last < 400, "it was to stop early"
+    assert attempt(data, "killed", at("checkpoint", "bridging", last))[1] == -signal.SIGKILL
+    events, code = attempt(data, "killed")
+    assert (code, events[0].resumed_from) == (0, ("bridging", last))
+    for name in ("metrics.json", "translator.safetensors"):
+        assert (data / "whole/artifacts" / name).read_bytes() == (data / "killed/artifacts" / name).read_bytes(), name
+
+
 @pytest.mark.parametrize(("phase", "step"), [("bridging", 6), ("transferring", 4)])
 def test_asked_to_stop_it_finishes_the_step_says_so_and_goes_on_later(job, phase, step):
     out = f"stopped-{phase}"
