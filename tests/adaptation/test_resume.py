@@ -3,13 +3,18 @@ signals; a kill happens when a given event line appears."""
 
 from __future__ import annotations
 
+import json
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from worker.adaptation.events import Event
+from worker.adaptation import checkpoint
+from worker.adaptation.events import Event, parse
 
 from .conftest import spec
 from .engine import started
@@ -100,6 +105,23 @@ def test_asked_to_stop_it_finishes_the_step_says_so_and_goes_on_later(job, phase
     assert events[0].resumed_from == (phase, events[0].resumed_from[1])
     assert code == 0
     assert weights(job, out) == weights(job, "whole")
+
+
+def test_bf16_of_another_machine_is_not_kept_where_the_cpu_emulates_it(data):
+    """Unless it was asked for: an emulated step takes a minute, and that machine may never be back."""
+    spec(data, settings={"precision": "auto"})
+    with started(data, "out", "--checkpoint-every", "0") as running:
+        assert running.end(at("checkpoint", "bridging", 3), signal.SIGTERM).events[-1].type == "stopped"
+    state = checkpoint.load(data / "out")
+    checkpoint.save(data / "out", state | {"precision": "bf16"})
+    command = [sys.executable, "-m", "worker.adaptation", str(data / "spec.json"), "--out", str(data / "out")]
+    environ = os.environ | {"ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, env=environ, capture_output=True, timeout=280)
+    assert ran.returncode == 0, ran.stderr.decode()
+    events = [parse(line) for line in ran.stdout.splitlines()]
+    assert (events[0].resumed_from, events[0].precision) == (("bridging", state["step"]), "fp32")
+    assert json.loads((data / "out/artifacts/report.json").read_text())["device"]["precision"] == "fp32"
+    assert [event.message for event in events if event.type == "log" and event.message.startswith("precision fp32")]
 
 
 @pytest.mark.parametrize("phase", ["preparing", "evaluating"])

@@ -59,11 +59,12 @@ def run(
     saved = checkpoint.load(folder)
     if saved is not None:
         _same_job(identity, saved["identity"], folder)
+    kept = _kept_precision(saved["precision"], spec, where) if saved else None
     journal(
         Started(
             device=where.type,
             device_name=device.name(where),
-            precision=saved["precision"] if saved else spec.settings.precision,
+            precision=kept or spec.settings.precision,
             versions=versions(),
             resumed_from=(saved["phase"], saved["step"]) if saved else None,
         )
@@ -87,7 +88,9 @@ def run(
             Warned(code="data_changed", message="the data are not those of the checkpoint: the job starts from the beginning")
         )
         saved = None
-    precision = saved["precision"] if saved else _precision(spec, source, where, journal)
+    if saved is not None and kept != saved["precision"]:
+        journal(Logged(message=f"precision {kept}: {device.name(where)} emulates {saved['precision']}, the checkpoint's"))
+    precision = kept if saved else _precision(spec, source, where, journal)
 
     method = METHODS[spec.method]
     labelled_images = len(layouts.labelled(placed.data.evaluation, classes, roots)) if spec.data.evaluation else 0
@@ -155,6 +158,12 @@ def versions() -> dict[str, str]:
         "timm": metadata.version("timm"),  # importing it takes a second, and many jobs need none of it
         "numpy": np.__version__,
     }
+
+
+def _kept_precision(saved: Precision, spec: AdaptationSpec, where: torch.device) -> Precision:
+    """The checkpoint's, unless it was measured on another kind of machine: where bf16 is emulated a step may take a minute."""
+    asked = spec.settings.precision != "auto"
+    return saved if saved == "fp32" or asked or device.has_bf16(where) else "fp32"
 
 
 def _precision(spec: AdaptationSpec, source: Classifier | Ensemble, where: torch.device, journal: Journal) -> Precision:
