@@ -23,11 +23,11 @@ import numpy as np
 
 from app.errors import Problem, as_text
 from app.references import Entry
-from worker.adaptation.decoding import UnreadableError, decode
+from worker.adaptation.decoding import UnreadableError, bits_of, decode
 from worker.adaptation.resampling import fit, fit_readings
 from worker.adaptation.scaling import measured
 
-VERSION = 2
+VERSION = 3
 BROKEN_NAMED = 10
 ASPECT_TOLERANCE = 0.02
 LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as Pillow's convert("L")
@@ -35,7 +35,8 @@ LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, a
 
 @dataclass(frozen=True)
 class Stored:
-    """How a column is stored: [channels, height, width] of uint8 or uint16, value = raw * gain, holes filled."""
+    """How a column is stored: [channels, height, width] of uint8 or uint16, value = (raw - offset) * gain, holes filled.
+    no_reading, below_zero: see scaling.measured."""
 
     height: int
     width: int
@@ -44,6 +45,8 @@ class Stored:
     gain: float
     no_reading: int | None
     stretch: bool
+    offset: float = 0.0
+    below_zero: bool = True
 
     @property
     def nbytes(self) -> int:
@@ -66,9 +69,9 @@ def prepare(entry: Entry, stored: Stored) -> Prepared:
     """Decode, convert, fill and resize one image. Raises UnreadableError."""
     raw = decode(entry.path, entry.encoding)
     h, w, channels = raw.shape
-    valid = measured(raw, stored.no_reading)
+    valid = measured(raw, stored.no_reading, stored.below_zero)
     whole = bool(valid.all())
-    bits = raw.dtype.itemsize * 8
+    bits = bits_of(raw)
     if channels == 3 and stored.channels == 1:
         planes = [(raw.astype(np.float32) @ LUMINANCE)]
     else:
@@ -78,7 +81,7 @@ def prepare(entry: Entry, stored: Stored) -> Prepared:
         if whole and plane.dtype == np.uint8 and stored.bits == 8:
             out.append(fit(plane, stored.height, stored.width, stored.stretch))
             continue
-        value = np.where(valid, plane, 0).astype(np.float32) * _factor(bits, stored)
+        value = _value(np.where(valid, plane, 0).astype(np.float32), bits, stored)
         if whole:
             value = fit(value, stored.height, stored.width, stored.stretch)
         else:
@@ -86,6 +89,15 @@ def prepare(entry: Entry, stored: Stored) -> Prepared:
         out.append(np.clip(np.rint(value), 0, 2**stored.bits - 1).astype(np.uint8 if stored.bits == 8 else np.uint16))
     array = np.stack(out * (stored.channels // len(out)))
     return Prepared(array, (w, h), int(h * w - valid.sum()), min(bits, 16) != stored.bits or channels != stored.channels)
+
+
+def _value(plane: np.ndarray, bits: int, stored: Stored) -> np.ndarray:
+    """Readings, float32 [H, W], of so many bits, as they are stored but for the rounding."""
+    if stored.offset == 0:
+        return plane * _factor(bits, stored)
+    with np.errstate(over="ignore"):  # of readings far outside, which are cut off
+        value = (plane * (257 if bits == 8 else 1) - np.float32(stored.offset)) * np.float32(stored.gain)
+    return np.clip(value, 0, 65535)
 
 
 def _factor(bits: int, stored: Stored) -> np.float32:
