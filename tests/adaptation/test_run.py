@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from app.errors import Problem
+from worker.adaptation import checkpoint
 from worker.adaptation.events import parse
 
 from .conftest import spec
@@ -199,6 +200,25 @@ def test_changed_data_start_the_job_over(adapt, data):
     assert "data_changed" in {warning["code"] for warning in again.report["warnings"]}
     assert again.report["evaluation"]["target"]["images"] == 59
     assert again.series["bridging/L_rec"] != ran.series["bridging/L_rec"]
+
+
+def test_other_pixels_under_the_same_names_start_the_job_over(adapt, data):
+    ran = adapt()
+    shutil.rmtree(ran.out / "artifacts")
+    first, other = (data / "target" / name for name in ("000.png", "001.png"))
+    first.write_bytes(other.read_bytes())
+    again = adapt()
+    assert "data_changed" in {warning["code"] for warning in again.report["warnings"]}
+    assert again.series["bridging/L_IM"] != ran.series["bridging/L_IM"]
+
+
+def test_a_checkpoint_of_a_version_that_kept_no_digest_of_the_pixels_goes_on(adapt):
+    ran = adapt()
+    shutil.rmtree(ran.out / "artifacts")
+    state = checkpoint.load(ran.out)
+    del state["identity"]["images"]
+    checkpoint.save(ran.out, state)
+    assert not [warning for warning in adapt().report["warnings"] if warning["code"] == "data_changed"]
 
 
 def test_published_weights_are_those_that_were_evaluated(data):

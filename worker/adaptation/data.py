@@ -233,7 +233,7 @@ def _images(cache: Path, record: dict[str, Any], column: str, reference: Any, em
     if reference == "target" and facts["converted"]:
         message = f"{facts['converted']} of {len(array)} images were converted to {range.bits} bits and {array.shape[1]} channels"
         emit(Warned(code="images_converted", message=message, data={"reference": reference, "images": facts["converted"]}))
-    return Images(array, facts["names"], range, record["facts"]["side"])
+    return Images(array, facts["names"], range, record["facts"]["side"], facts["sha256"])
 
 
 def _doubts(seen: Survey, range: Range) -> list[list[str]]:

@@ -27,7 +27,7 @@ from worker.adaptation.decoding import UnreadableError, bits_of, decode
 from worker.adaptation.resampling import fit, fit_readings
 from worker.adaptation.scaling import measured
 
-VERSION = 3
+VERSION = 4
 BROKEN_NAMED = 10
 ASPECT_TOLERANCE = 0.02
 LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as Pillow's convert("L")
@@ -57,12 +57,13 @@ class Stored:
 @dataclass(frozen=True)
 class Prepared:
     """One image as stored; size: its own (width, height); holes: how many of its own pixels had no reading; converted:
-    whether bit depth or channels had to be changed."""
+    whether bit depth or channels had to be changed; sha256: of the file."""
 
     array: np.ndarray
     size: tuple[int, int]
     holes: int
     converted: bool
+    sha256: bytes
 
 
 def prepare(entry: Entry, stored: Stored) -> Prepared:
@@ -88,7 +89,17 @@ def prepare(entry: Entry, stored: Stored) -> Prepared:
             value = fit_readings(value, valid, stored.height, stored.width, stored.stretch)
         out.append(np.clip(np.rint(value), 0, 2**stored.bits - 1).astype(np.uint8 if stored.bits == 8 else np.uint16))
     array = np.stack(out * (stored.channels // len(out)))
-    return Prepared(array, (w, h), int(h * w - valid.sum()), min(bits, 16) != stored.bits or channels != stored.channels)
+    converted = min(bits, 16) != stored.bits or channels != stored.channels
+    return Prepared(array, (w, h), int(h * w - valid.sum()), converted, _digest(entry.path))
+
+
+def _digest(path: Path) -> bytes:
+    """Of the file and not of what is stored, whose last bits may differ between machines that take over from each other."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise UnreadableError("it is gone") from error
 
 
 def _value(plane: np.ndarray, bits: int, stored: Stored) -> np.ndarray:
@@ -148,7 +159,7 @@ def store(
     """Decode the columns into `<column>.npy` and write `<name>.json`: the record, which is returned.
 
     The record has key, facts (as given), dropped (row numbers), askew (rows whose images differ in aspect ratio) and for
-    each column names, shape, broken, broken_names ("name: why"), smallest and largest (width, height), holes, pixels and
+    each column names, sha256 (over those of the files), shape, broken, broken_names ("name: why"), smallest and largest (width, height), holes, pixels and
     converted. Raises Problem disk_full.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -193,7 +204,7 @@ def _fill(files: Mapping[str, BinaryIO], columns: Mapping[str, tuple[Sequence[En
     tallies: dict[str, dict[str, Any]] = {
         column: {
             "names": [], "shape": [0, stored.channels, stored.height, stored.width], "broken": 0, "broken_names": [],
-            "smallest": None, "largest": None, "holes": 0, "pixels": 0, "converted": 0,
+            "smallest": None, "largest": None, "holes": 0, "pixels": 0, "converted": 0, "sha256": "",
         }
         for column, (_, stored) in columns.items()
     }  # fmt: skip
@@ -221,6 +232,7 @@ def _fill(files: Mapping[str, BinaryIO], columns: Mapping[str, tuple[Sequence[En
 
 def _count(tally: dict[str, Any], name: str, one: Prepared) -> None:
     tally["names"].append(name)
+    tally["sha256"] = hashlib.sha256(tally["sha256"].encode() + one.sha256).hexdigest()
     tally["shape"][0] += 1
     tally["holes"] += one.holes
     tally["pixels"] += one.size[0] * one.size[1]

@@ -82,8 +82,8 @@ def run(
         pairs = data.read_pairs(placed.data, input, target, cache, journal, roots, classes) if needs_pairs else None
     if not _together(spec, target, pairs, journal):
         return None
-    identity["data"] = _fingerprint(target, pairs)
-    if saved is not None and saved["identity"]["data"] != identity["data"]:
+    identity["data"], identity["images"] = _fingerprint(target, pairs), _digest(target, pairs)
+    if saved is not None and _others(identity, saved["identity"]):
         journal(
             Warned(code="data_changed", message="the data are not those of the checkpoint: the job starts from the beginning")
         )
@@ -245,9 +245,22 @@ def _outcome_of(spec: AdaptationSpec) -> dict[str, Any]:
 
 def _fingerprint(target: Images, pairs: Pairs | None) -> str:
     """Of the images as read: their names, shapes and scaling."""
-    sets = [target, *((pairs.source, pairs.target) if pairs else ())]
-    document = [[images.names, list(images.array.shape), images.low, images.high] for images in sets]
+    document = [[images.names, list(images.array.shape), images.low, images.high] for images in _sets(target, pairs)]
     return hashlib.sha256(json.dumps(document).encode()).hexdigest()
+
+
+def _digest(target: Images, pairs: Pairs | None) -> str:
+    """Of the bytes of the images' files."""
+    return " ".join(images.sha256 for images in _sets(target, pairs))
+
+
+def _sets(target: Images, pairs: Pairs | None) -> list[Images]:
+    return [target, *((pairs.source, pairs.target) if pairs else ())]
+
+
+def _others(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    """Whether the checkpoint is of other images. One of a version that did not look at their bytes has no `images`."""
+    return ours["data"] != theirs["data"] or theirs.get("images", ours["images"]) != ours["images"]
 
 
 def _same_job(ours: dict[str, Any], theirs: dict[str, Any], folder: Path) -> None:
