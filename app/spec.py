@@ -106,11 +106,11 @@ class Scaling(Strict):
     kind: Literal["auto", "full_range", "millimetres", "range"] = "auto"
     """auto: 8 bit by 255; 16-bit depth as millimetres if nothing exceeds 20 m, else by 65535; 16-bit infrared by the
     1st and 99th percentile. full_range: by 255 or 65535. millimetres: by `high`, 10 m unless given. range: `low` to `high`."""
-    low: float | None = Field(None, ge=0)
-    """Of kind range and millimetres: the raw value that becomes 0."""
-    high: float | None = Field(None, gt=0)
+    low: float | None = Field(None, allow_inf_nan=False)
+    """Of kind range and millimetres: the raw value that becomes 0. Below 0 for kind range alone."""
+    high: float | None = Field(None, allow_inf_nan=False)
     """The raw value that becomes 1."""
-    no_reading: int | None = Field(None, ge=0, le=65535)
+    no_reading: int | None = Field(None, ge=-65535, le=65535)
     """The raw value that means "nothing was measured"; such pixels are filled from their neighbours.
     Default: 0 for depth, none for infrared."""
 
@@ -118,6 +118,8 @@ class Scaling(Strict):
     def _range_is_whole(self) -> Scaling:
         if self.kind == "range" and (self.low is None or self.high is None):
             raise ValueError("kind 'range' needs both low and high")
+        if self.kind != "range" and ((self.low or 0) < 0 or (self.high is not None and self.high <= 0)):
+            raise ValueError("low below 0, and high that is not above 0, need kind 'range'")
         if self.low is not None and self.high is not None and self.low >= self.high:
             raise ValueError("low must be less than high")
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,18 @@ def ramp(height: int, width: int, largest: float, dtype: type = np.uint16) -> np
 def save(path: Path, array: np.ndarray, **options: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array).save(path, **options)
+    return path
+
+
+def signed_tiff(path: Path, array: np.ndarray) -> Path:
+    """array [H, W], int16, as cameras write it; Pillow reads it and does not write it."""
+    height, width = array.shape
+    # Width, height, bits, no compression, black is zero, one strip from here to there, one sample a pixel, which is signed.
+    tags = {256: width, 257: height, 258: 16, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: array.nbytes, 339: 2}
+    rows = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    body = array.astype("<i2").tobytes()
+    path.write_bytes(struct.pack("<2sHI", b"II", 42, 8 + len(body)) + body + struct.pack("<H", len(tags)) + rows + bytes(4))
     return path
 
 

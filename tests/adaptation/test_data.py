@@ -13,9 +13,13 @@ from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from app.spec import InputSpec
-from tests.adaptation.folders import data_spec, depth_folder, ramp, read, save
+from tests.adaptation.folders import Events, data_spec, depth_folder, ramp, read, save, signed_tiff
+from worker.adaptation import preprocessing
+from worker.adaptation.data import read_target
 from worker.adaptation.decoding import UnreadableError, decode
 from worker.adaptation.resampling import fit_readings, push_pull
+
+WHOLE = InputSpec(size=32, crop_ratio=1.0)
 
 # One file
 
@@ -57,7 +61,7 @@ def test_other_kinds_of_pixels_are_read_too(tmp_path):
     big_endian.save(tmp_path / "big_endian.tif")
     assert np.array_equal(decode(tmp_path / "big_endian.tif")[:, :, 0], ramp(6, 8, 60000))
     Image.fromarray(np.array([[-5, 70000], [3, 65535]], np.int32)).save(tmp_path / "int32.tif")
-    assert decode(tmp_path / "int32.tif")[:, :, 0].tolist() == [[0, 65535], [3, 65535]]
+    assert decode(tmp_path / "int32.tif")[:, :, 0].tolist() == [[-5, 65535], [3, 65535]]
 
 
 def png_that_claims(width: int, height: int) -> bytes:
@@ -151,6 +155,110 @@ def test_a_scaling_that_leaves_almost_nothing_is_warned_of(tmp_path):
     depth_folder(tmp_path / "data", largest=100)
     _, events = read(tmp_path, data_spec(tmp_path / "data"))
     assert "narrow_scaling" in events.warned
+
+
+# Readings below 0
+
+
+def celsius(coldest: float, warmest: float, dtype: type = np.float32, n: int = 8) -> np.ndarray:
+    """n images [32, 32] that rise evenly from one to the other, all in one: no reading is there twice."""
+    return np.linspace(coldest, warmest, n * 32 * 32).reshape(n, 32, 32).astype(dtype)
+
+
+def stored_of(tmp_path, arrays: np.ndarray, scaling: dict | None = None, modality: str = "infrared"):
+    for i, array in enumerate(arrays):
+        save(tmp_path / f"data/{i}.tif", array)
+    events = Events()
+    return read_target(data_spec(tmp_path / "data", modality, scaling), WHOLE, tmp_path / "cache", events), events
+
+
+@pytest.mark.parametrize(("coldest", "warmest"), [(-20, 30), (-40, -5), (-0.75, 0.25), (-1000.02, -1000)])
+@pytest.mark.parametrize("kind", ["auto", "full_range"])
+def test_floats_below_0_keep_their_order(coldest, warmest, kind, tmp_path):
+    """Thermal images in degrees: what was below 0 became one value."""
+    arrays = celsius(coldest, warmest)
+    images, events = stored_of(tmp_path, arrays, {"kind": kind})
+    stored = images.array[:, 0].astype(int).ravel()
+    assert (np.diff(stored) >= 0).all() and len(np.unique(stored)) >= min(8000, len(np.unique(arrays)))
+    assert "narrow_scaling" not in events.warned
+    x = images.batch(np.arange(8)).numpy().ravel()
+    low, high = np.percentile(arrays, [1, 99]) if kind == "auto" else (arrays.min(), arrays.max())
+    expected = np.clip((arrays.ravel().astype(np.float64) - low) / (high - low), 0, 1)
+    assert np.abs(x - expected).max() < 0.005
+    assert f"{low:g} to {high:g}" in events.of("data")[0].scaling or kind == "auto"
+
+
+def test_signed_16_bit_files_are_read_with_their_signs(tmp_path):
+    """Hundredths of a degree, as thermal cameras write them."""
+    arrays = celsius(-2000, 3000, np.int16)
+    for i, array in enumerate(arrays):
+        signed_tiff(tmp_path / f"data/{i}.tif", array)
+    assert np.array_equal(decode(tmp_path / "data/0.tif")[:, :, 0], arrays[0])
+    events = Events()
+    images = read_target(data_spec(tmp_path / "data", "infrared"), WHOLE, tmp_path / "cache", events)
+    assert np.array_equal(images.array[:, 0] + images.range.offset, arrays), "one step of the file is one of what is stored"
+    x = images.batch(np.arange(8))
+    assert x.min() == 0 and x.max() == 1 and abs(x.median() - 0.5) < 0.01
+    assert not events.of("warning")
+    assert "signed 16-bit" in events.of("data")[0].scaling
+
+
+def test_a_signed_file_without_a_reading_below_0_is_read_as_before(tmp_path):
+    signed_tiff(tmp_path / "a.tif", ramp(5, 7, 30000, np.int16))
+    out = decode(tmp_path / "a.tif")
+    assert out.dtype == np.uint16 and np.array_equal(out[:, :, 0], ramp(5, 7, 30000))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int16])
+def test_a_range_may_begin_below_0(dtype, tmp_path):
+    arrays = celsius(-40, 60, dtype)
+    for i, array in enumerate(arrays):
+        (signed_tiff if dtype == np.int16 else save)(tmp_path / f"data/{i}.tif", array)
+    scaling = {"kind": "range", "low": -20, "high": 0}
+    images = read_target(data_spec(tmp_path / "data", "infrared", scaling), WHOLE, tmp_path / "cache", Events())
+    x = images.batch(np.arange(8))[:, 0].numpy()
+    assert np.abs(x - np.clip((arrays.astype(np.float64) + 20) / 20, 0, 1)).max() < 1e-4
+
+
+def test_a_few_pixels_far_below_all_others_do_not_darken_them(tmp_path):
+    """The lowest float, which many programs write where they have nothing."""
+    arrays = celsius(-20, 30)
+    arrays[:, 0, 0] = np.finfo(np.float32).min
+    images, _ = stored_of(tmp_path, arrays)
+    x = images.batch(np.arange(8))[:, 0].numpy()
+    assert (x[:, 0, 0] == 0).all() and np.abs(x - np.clip((arrays + 19.5) / 49, 0, 1)).max() < 0.01
+
+
+@pytest.mark.parametrize(("dtype", "reading"), [(np.float32, 5.0), (np.int16, 5000)])
+def test_depth_below_0_is_no_reading(dtype, reading, tmp_path):
+    array = np.full((32, 32), reading, dtype)
+    array[8:24, 8:24] = -1
+    for i in range(8):
+        (signed_tiff if dtype == np.int16 else save)(tmp_path / f"data/{i}.tif", array)
+    batch, events = read(tmp_path, data_spec(tmp_path / "data"))
+    assert torch.allclose(batch, torch.full_like(batch, 0.5), atol=1e-3)
+    assert events.of("data")[0].no_reading_share == 0.25
+
+
+def test_what_means_no_reading_may_be_below_0(tmp_path):
+    arrays = celsius(-20, 30)
+    arrays[:, 8:16, 8:16] = -999
+    images, events = stored_of(tmp_path, arrays, {"no_reading": -999})
+    assert events.of("data")[0].no_reading_share == 64 / 1024
+    x = images.batch(np.arange(8))[:, 0].numpy()
+    assert abs(x[4, 12, 12] - (arrays[4, 7, 12] + 19.5) / 49) < 0.02, "filled from its neighbours"
+
+
+def test_preprocessing_says_what_is_taken_off(tmp_path):
+    images, _ = stored_of(tmp_path, celsius(-20, 30))
+    reference = data_spec(tmp_path / "data", "infrared").target
+    steps = {step["step"]: step for step in preprocessing.steps_of(images, reference, WHOLE, 1, translated=False)}
+    read_, rescale = steps["read"], steps["rescale"]
+    raw = decode(tmp_path / "data/3.tif")[:, :, 0]
+    x = np.rint(np.clip((raw - read_["offset"]) * read_["gain"], 0, 65535))
+    x = np.clip((x - rescale["low"]) / (rescale["high"] - rescale["low"]), 0, 1)
+    assert np.abs(x - images.batch(np.array([3]))[0, 0].numpy()).max() < 1e-4
+    assert "minus -20" in read_["words"]
 
 
 # Holes
@@ -257,4 +365,4 @@ def test_names_that_are_not_utf8_are_told_as_far_as_they_can_be(adapt, data):
     ran = adapt(method="source_only", pictures=16)
     (target,) = (event for event in ran.events if event.type == "data" and event.reference == "target")
     assert target.broken_names == ["two\\udcff.png: it is no PNG, JPEG or TIFF"]
-    assert "000\ufffd.png" in (ran.out / "artifacts/pictures.json").read_text(encoding="utf-8")
+    assert r"000\\udcff.png" in (ran.out / "artifacts/pictures.json").read_text(encoding="utf-8")

@@ -3,13 +3,18 @@ signals; a kill happens when a given event line appears."""
 
 from __future__ import annotations
 
+import json
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from worker.adaptation.events import Event
+from worker.adaptation import checkpoint
+from worker.adaptation.events import Event, parse
 
 from .conftest import spec
 from .engine import started
@@ -73,6 +78,20 @@ def test_killed_again_and_again_it_ends_in_the_same_weights(job):
         assert (job / "whole/artifacts" / name).read_bytes() == (job / "killed/artifacts" / name).read_bytes(), name
 
 
+def test_killed_where_stage_1_stops_early_it_takes_no_step_more(data):
+    bridging = {"steps": 400, "batch_size": 8, "validate_every": 2, "patience": 2, "lr": 0.05}
+    spec(data, method="tgmb", settings={"bridging": bridging, "weights": {"im": 0}})
+    events, code = attempt(data, "whole")
+    assert code == 0
+    last = max(event.step for event in events if event.type == "checkpoint")
+    assert last < 400, "it was to stop early"
+    assert attempt(data, "killed", at("checkpoint", "bridging", last))[1] == -signal.SIGKILL
+    events, code = attempt(data, "killed")
+    assert (code, events[0].resumed_from) == (0, ("bridging", last))
+    for name in ("metrics.json", "translator.safetensors"):
+        assert (data / "whole/artifacts" / name).read_bytes() == (data / "killed/artifacts" / name).read_bytes(), name
+
+
 @pytest.mark.parametrize(("phase", "step"), [("bridging", 6), ("transferring", 4)])
 def test_asked_to_stop_it_finishes_the_step_says_so_and_goes_on_later(job, phase, step):
     out = f"stopped-{phase}"
@@ -86,6 +105,23 @@ def test_asked_to_stop_it_finishes_the_step_says_so_and_goes_on_later(job, phase
     assert events[0].resumed_from == (phase, events[0].resumed_from[1])
     assert code == 0
     assert weights(job, out) == weights(job, "whole")
+
+
+def test_bf16_of_another_machine_is_not_kept_where_the_cpu_emulates_it(data):
+    """Unless it was asked for: an emulated step takes a minute, and that machine may never be back."""
+    spec(data, settings={"precision": "auto"})
+    with started(data, "out", "--checkpoint-every", "0") as running:
+        assert running.end(at("checkpoint", "bridging", 3), signal.SIGTERM).events[-1].type == "stopped"
+    state = checkpoint.load(data / "out")
+    checkpoint.save(data / "out", state | {"precision": "bf16"})
+    command = [sys.executable, "-m", "worker.adaptation", str(data / "spec.json"), "--out", str(data / "out")]
+    environ = os.environ | {"ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, env=environ, capture_output=True, timeout=280)
+    assert ran.returncode == 0, ran.stderr.decode()
+    events = [parse(line) for line in ran.stdout.splitlines()]
+    assert (events[0].resumed_from, events[0].precision) == (("bridging", state["step"]), "fp32")
+    assert json.loads((data / "out/artifacts/report.json").read_text())["device"]["precision"] == "fp32"
+    assert [event.message for event in events if event.type == "log" and event.message.startswith("precision fp32")]
 
 
 @pytest.mark.parametrize("phase", ["preparing", "evaluating"])

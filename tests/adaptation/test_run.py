@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from app.errors import Problem
+from worker.adaptation import checkpoint
 from worker.adaptation.events import parse
 
 from .conftest import spec
@@ -139,6 +140,32 @@ def test_with_roots_data_lie_below_them_and_references_are_absolute(data):
     assert engine(data, "--roots", str(data.parent / "other"), str(data)).returncode == 0
 
 
+UNTEXT = os.fsdecode(b"caf\xe9.png")
+"""A file's name that is no text: the file system takes any bytes."""
+
+
+@pytest.mark.parametrize("broken", [1, 6])
+def test_a_broken_image_whose_name_is_no_text_is_named_all_the_same(data, broken):
+    names = [UNTEXT, *(f"damaged{i}.png" for i in range(broken - 1))]
+    for name in names:
+        (data / "target" / name).write_bytes(b"no image")
+    (data / "target/000.png").rename(data / "target" / os.fsdecode(b"0\xff0.png"))
+    spec(data, method="source_only", data={"broken_image_share": 0.05})
+    ended = engine(data)
+    if broken == 1:
+        assert ended.returncode == 0, ended.stderr
+        (event,) = [event for event in ended.events if event.type == "data" and event.reference == "target"]
+        assert event.broken == 1 and event.broken_names[0].startswith("caf\\udce9.png: ")
+        report = json.loads((data / "out/artifacts/report.json").read_text())
+        assert report["data"][0]["broken_names"] == event.broken_names
+        rows = json.loads((data / "out/artifacts/pictures.json").read_text())["rows"]
+        assert "0\\udcff0.png" in {row["name"] for row in rows}
+    else:
+        problem = failed(ended)
+        assert problem["code"] == "too_many_broken_images"
+        assert any("caf\\udce9.png" in name for name in problem["names"]) and "caf\\udce9.png" in problem["detail"]
+
+
 def test_what_libraries_print_goes_to_stderr(data):
     spec(data, method="source_only")
     code = (
@@ -173,6 +200,25 @@ def test_changed_data_start_the_job_over(adapt, data):
     assert "data_changed" in {warning["code"] for warning in again.report["warnings"]}
     assert again.report["evaluation"]["target"]["images"] == 59
     assert again.series["bridging/L_rec"] != ran.series["bridging/L_rec"]
+
+
+def test_other_pixels_under_the_same_names_start_the_job_over(adapt, data):
+    ran = adapt()
+    shutil.rmtree(ran.out / "artifacts")
+    first, other = (data / "target" / name for name in ("000.png", "001.png"))
+    first.write_bytes(other.read_bytes())
+    again = adapt()
+    assert "data_changed" in {warning["code"] for warning in again.report["warnings"]}
+    assert again.series["bridging/L_IM"] != ran.series["bridging/L_IM"]
+
+
+def test_a_checkpoint_of_a_version_that_kept_no_digest_of_the_pixels_goes_on(adapt):
+    ran = adapt()
+    shutil.rmtree(ran.out / "artifacts")
+    state = checkpoint.load(ran.out)
+    del state["identity"]["images"]
+    checkpoint.save(ran.out, state)
+    assert not [warning for warning in adapt().report["warnings"] if warning["code"] == "data_changed"]
 
 
 def test_published_weights_are_those_that_were_evaluated(data):

@@ -26,7 +26,7 @@ from worker.adaptation import image_cache
 from worker.adaptation.events import DataRead, Logged, Warned
 from worker.adaptation.image_cache import Stored
 from worker.adaptation.image_sets import Images, LabelledImages, Pairs
-from worker.adaptation.scaling import Range, Survey, no_reading_value, resolve, survey
+from worker.adaptation.scaling import Range, Survey, no_reading_value, reads_below_zero, resolve, survey
 
 Emit = Callable[[BaseModel], None]
 Plan = Callable[[], tuple[dict[str, Stored], dict[str, Any]]]
@@ -47,12 +47,13 @@ def read_target(
     app.layouts.images does, and too_many_broken_images, too_few_images, disk_full."""
     entries = layouts.images(data.target, roots, classes=classes)
     scaling, modality = data.target.scaling, data.target.modality
-    no_reading = no_reading_value(scaling, modality)
+    no_reading, below_zero = no_reading_value(scaling, modality), reads_below_zero(modality)
 
     def plan() -> tuple[dict[str, Stored], dict[str, Any]]:
-        seen = _survey(entries, no_reading, "/data/target/uri")
+        seen = _survey(entries, no_reading, below_zero, "/data/target/uri")
         range = resolve(scaling, modality, seen)
-        stored = Stored(*_square(input), seen.channels, range.bits, range.gain, no_reading, input.resize == "stretch")
+        stretch = input.resize == "stretch"
+        stored = Stored(*_square(input), seen.channels, range.bits, range.gain, no_reading, stretch, range.offset, below_zero)
         return {"target": stored}, {"ranges": {"target": asdict(range)}, "side": seen.side, "warnings": _doubts(seen, range)}
 
     settings = [input.model_dump(mode="json"), modality, scaling.model_dump(mode="json")]
@@ -79,11 +80,11 @@ def read_pairs(
     rows = layouts.pairs(data.pairs, roots, classes=classes)
     columns = {"pairs-source": [source for source, _ in rows], "pairs-target": [other for _, other in rows]}
     scaling, modality = data.pairs.scaling, data.target.modality
-    no_reading = no_reading_value(scaling, modality)
+    no_reading, below_zero = no_reading_value(scaling, modality), reads_below_zero(modality)
     stretch = input.resize == "stretch"
 
     def plan() -> tuple[dict[str, Stored], dict[str, Any]]:
-        seen = _survey(columns["pairs-target"], no_reading, "/data/pairs/uri")
+        seen = _survey(columns["pairs-target"], no_reading, below_zero, "/data/pairs/uri")
         range = resolve(scaling, modality, seen)
         same = (range.bits, range.gain) == (target.range.bits, target.range.gain)
         if scaling.kind == "auto" and modality == "depth" and same:
@@ -92,7 +93,9 @@ def read_pairs(
         height, width = _rectangle(input, scale, 1.0 if stretch else float(np.clip(seen.aspect, 1 / 3, 3)))
         stored = {
             "pairs-source": Stored(height, width, 3, 8, 1.0, None, stretch),
-            "pairs-target": Stored(height, width, target.array.shape[1], range.bits, range.gain, no_reading, stretch),
+            "pairs-target": Stored(
+                height, width, target.array.shape[1], range.bits, range.gain, no_reading, stretch, range.offset, below_zero
+            ),
         }
         ranges = {"pairs-source": asdict(RGB), "pairs-target": asdict(range)}
         return stored, {"ranges": ranges, "side": seen.side, "scale": scale, "warnings": _doubts(seen, range)}
@@ -125,12 +128,14 @@ def read_evaluation(
     if data.evaluation is None:
         raise ValueError("the specification has no evaluation set")
     entries = layouts.labelled(data.evaluation, classes, roots)
-    no_reading = no_reading_value(data.target.scaling, data.target.modality)
+    modality = data.target.modality
+    no_reading, below_zero = no_reading_value(data.target.scaling, modality), reads_below_zero(modality)
     range, channels = target.range, target.array.shape[1]
 
     def plan() -> tuple[dict[str, Stored], dict[str, Any]]:
-        seen = _survey(entries, no_reading, "/data/evaluation/uri")
-        stored = Stored(*_square(input), channels, range.bits, range.gain, no_reading, input.resize == "stretch")
+        seen = _survey(entries, no_reading, below_zero, "/data/evaluation/uri")
+        stretch = input.resize == "stretch"
+        stored = Stored(*_square(input), channels, range.bits, range.gain, no_reading, stretch, range.offset, below_zero)
         doubts = []
         if (min(seen.bits, 16), seen.channels) != (range.bits, channels):
             message = (
@@ -139,7 +144,7 @@ def read_evaluation(
             doubts = [["evaluation_differs", message]]
         return {"evaluation": stored}, {"ranges": {"evaluation": asdict(range)}, "side": seen.side, "warnings": doubts}
 
-    settings = [input.model_dump(mode="json"), no_reading, asdict(range), channels]
+    settings = [input.model_dump(mode="json"), no_reading, below_zero, asdict(range), channels]
     record = _read("evaluation", {"evaluation": entries}, settings, plan, data, cache, emit, "/data/evaluation/uri")
     dropped = set(record["dropped"])
     index = {name: i for i, name in enumerate(classes)}
@@ -177,8 +182,8 @@ def _read(
     return record
 
 
-def _survey(entries: Sequence[Entry], no_reading: int | None, pointer: str) -> Survey:
-    seen = survey(entries, no_reading)
+def _survey(entries: Sequence[Entry], no_reading: int | None, below_zero: bool, pointer: str) -> Survey:
+    seen = survey(entries, no_reading, below_zero)
     if seen is None:
         names = [entry.name for entry in entries]
         raise Problem(
@@ -228,7 +233,7 @@ def _images(cache: Path, record: dict[str, Any], column: str, reference: Any, em
     if reference == "target" and facts["converted"]:
         message = f"{facts['converted']} of {len(array)} images were converted to {range.bits} bits and {array.shape[1]} channels"
         emit(Warned(code="images_converted", message=message, data={"reference": reference, "images": facts["converted"]}))
-    return Images(array, facts["names"], range, record["facts"]["side"])
+    return Images(array, facts["names"], range, record["facts"]["side"], facts["sha256"])
 
 
 def _doubts(seen: Survey, range: Range) -> list[list[str]]:

@@ -26,10 +26,11 @@ class UnreadableError(Exception):
 
 
 def decode(path: Path, encoding: Encoding = "plain") -> np.ndarray:
-    """The image as [H, W, C]: uint8, uint16, or float32 where the file holds floats; C is 1 or 3.
+    """The image as [H, W, C]: uint8, uint16, int32 where the file holds integers below 0, or float32 where it holds floats; C is 1
+    or 3.
 
     Three equal channels become one; palettes become RGB; alpha is dropped, as is every frame of a TIFF but the first.
-    32-bit integers are clipped to 0..65535. Orientation tags are not applied: the other sensor's image has none. An
+    32-bit integers are clipped to -65535..65535. Orientation tags are not applied: the other sensor's image has none. An
     encoding of "rotated" is undone: what is returned is millimetres, at most 8000. Raises UnreadableError.
     """
     try:
@@ -52,6 +53,11 @@ def decode(path: Path, encoding: Encoding = "plain") -> np.ndarray:
     return array[:, :, None] if array.ndim == 2 else array
 
 
+def bits_of(array: np.ndarray) -> int:
+    """Of what `decode` returns: 8, 16, or 32 for floats."""
+    return 16 if array.dtype == np.int32 else array.dtype.itemsize * 8
+
+
 def _readings(image: Image.Image) -> np.ndarray:
     mode = image.mode
     if mode in ("L", "RGB"):
@@ -60,8 +66,9 @@ def _readings(image: Image.Image) -> np.ndarray:
         return np.array(image, dtype=np.float32)
     if mode.startswith("I;16"):
         return np.array(image).astype(np.uint16)
-    if mode.startswith("I"):
-        return np.clip(np.array(image), 0, 65535).astype(np.uint16)
+    if mode.startswith("I"):  # signed 16 bits too
+        array = np.clip(np.array(image), -65535, 65535)
+        return array.astype(np.int32 if array.size and array.min() < 0 else np.uint16)
     if mode in ("1", "LA", "La"):
         return np.array(image.convert("L"))
     if mode in ("P", "PA"):

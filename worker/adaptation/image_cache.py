@@ -21,13 +21,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from app.errors import Problem
+from app.errors import Problem, readable
 from app.references import Entry
-from worker.adaptation.decoding import UnreadableError, decode
+from worker.adaptation.decoding import UnreadableError, bits_of, decode
 from worker.adaptation.resampling import fit, fit_readings
 from worker.adaptation.scaling import measured
 
-VERSION = 2
+VERSION = 4
 BROKEN_NAMED = 10
 ASPECT_TOLERANCE = 0.02
 LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, as Pillow's convert("L")
@@ -35,7 +35,8 @@ LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, a
 
 @dataclass(frozen=True)
 class Stored:
-    """How a column is stored: [channels, height, width] of uint8 or uint16, value = raw * gain, holes filled."""
+    """How a column is stored: [channels, height, width] of uint8 or uint16, value = (raw - offset) * gain, holes filled.
+    no_reading, below_zero: see scaling.measured."""
 
     height: int
     width: int
@@ -44,6 +45,8 @@ class Stored:
     gain: float
     no_reading: int | None
     stretch: bool
+    offset: float = 0.0
+    below_zero: bool = True
 
     @property
     def nbytes(self) -> int:
@@ -54,21 +57,22 @@ class Stored:
 @dataclass(frozen=True)
 class Prepared:
     """One image as stored; size: its own (width, height); holes: how many of its own pixels had no reading; converted:
-    whether bit depth or channels had to be changed."""
+    whether bit depth or channels had to be changed; sha256: of the file."""
 
     array: np.ndarray
     size: tuple[int, int]
     holes: int
     converted: bool
+    sha256: bytes
 
 
 def prepare(entry: Entry, stored: Stored) -> Prepared:
     """Decode, convert, fill and resize one image. Raises UnreadableError."""
     raw = decode(entry.path, entry.encoding)
     h, w, channels = raw.shape
-    valid = measured(raw, stored.no_reading)
+    valid = measured(raw, stored.no_reading, stored.below_zero)
     whole = bool(valid.all())
-    bits = raw.dtype.itemsize * 8
+    bits = bits_of(raw)
     if channels == 3 and stored.channels == 1:
         planes = [(raw.astype(np.float32) @ LUMINANCE)]
     else:
@@ -78,14 +82,33 @@ def prepare(entry: Entry, stored: Stored) -> Prepared:
         if whole and plane.dtype == np.uint8 and stored.bits == 8:
             out.append(fit(plane, stored.height, stored.width, stored.stretch))
             continue
-        value = np.where(valid, plane, 0).astype(np.float32) * _factor(bits, stored)
+        value = _value(np.where(valid, plane, 0).astype(np.float32), bits, stored)
         if whole:
             value = fit(value, stored.height, stored.width, stored.stretch)
         else:
             value = fit_readings(value, valid, stored.height, stored.width, stored.stretch)
         out.append(np.clip(np.rint(value), 0, 2**stored.bits - 1).astype(np.uint8 if stored.bits == 8 else np.uint16))
     array = np.stack(out * (stored.channels // len(out)))
-    return Prepared(array, (w, h), int(h * w - valid.sum()), min(bits, 16) != stored.bits or channels != stored.channels)
+    converted = min(bits, 16) != stored.bits or channels != stored.channels
+    return Prepared(array, (w, h), int(h * w - valid.sum()), converted, _digest(entry.path))
+
+
+def _digest(path: Path) -> bytes:
+    """Of the file and not of what is stored, whose last bits may differ between machines that take over from each other."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise UnreadableError("it is gone") from error
+
+
+def _value(plane: np.ndarray, bits: int, stored: Stored) -> np.ndarray:
+    """Readings, float32 [H, W], of so many bits, as they are stored but for the rounding."""
+    if stored.offset == 0:
+        return plane * _factor(bits, stored)
+    with np.errstate(over="ignore"):  # of readings far outside, which are cut off
+        value = (plane * (257 if bits == 8 else 1) - np.float32(stored.offset)) * np.float32(stored.gain)
+    return np.clip(value, 0, 65535)
 
 
 def _factor(bits: int, stored: Stored) -> np.float32:
@@ -136,7 +159,7 @@ def store(
     """Decode the columns into `<column>.npy` and write `<name>.json`: the record, which is returned.
 
     The record has key, facts (as given), dropped (row numbers), askew (rows whose images differ in aspect ratio) and for
-    each column names, shape, broken, broken_names ("name: why"), smallest and largest (width, height), holes, pixels and
+    each column names, sha256 (over those of the files), shape, broken, broken_names ("name: why"), smallest and largest (width, height), holes, pixels and
     converted. Raises Problem disk_full.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -181,7 +204,7 @@ def _fill(files: Mapping[str, BinaryIO], columns: Mapping[str, tuple[Sequence[En
     tallies: dict[str, dict[str, Any]] = {
         column: {
             "names": [], "shape": [0, stored.channels, stored.height, stored.width], "broken": 0, "broken_names": [],
-            "smallest": None, "largest": None, "holes": 0, "pixels": 0, "converted": 0,
+            "smallest": None, "largest": None, "holes": 0, "pixels": 0, "converted": 0, "sha256": "",
         }
         for column, (_, stored) in columns.items()
     }  # fmt: skip
@@ -194,7 +217,7 @@ def _fill(files: Mapping[str, BinaryIO], columns: Mapping[str, tuple[Sequence[En
                 tally = tallies[column]
                 tally["broken"] += 1
                 if len(tally["broken_names"]) < BROKEN_NAMED:
-                    tally["broken_names"].append(f"{entries[row].name}: {one}")
+                    tally["broken_names"].append(readable(f"{entries[row].name}: {one}"))
         good = [one for one in prepared if isinstance(one, Prepared)]
         if len(good) < len(prepared):
             dropped.append(row)
@@ -209,6 +232,7 @@ def _fill(files: Mapping[str, BinaryIO], columns: Mapping[str, tuple[Sequence[En
 
 def _count(tally: dict[str, Any], name: str, one: Prepared) -> None:
     tally["names"].append(name)
+    tally["sha256"] = hashlib.sha256(tally["sha256"].encode() + one.sha256).hexdigest()
     tally["shape"][0] += 1
     tally["holes"] += one.holes
     tally["pixels"] += one.size[0] * one.size[1]

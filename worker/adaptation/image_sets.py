@@ -17,12 +17,13 @@ CPU = torch.device("cpu")
 @dataclass(frozen=True)
 class Images:
     """array: [N, C, H, W], uint8 or uint16, mapped from disk. names: below the reference, in order. low, high: what
-    becomes 0 and 1. range: the whole scaling. side: the median shorter side of the files, in pixels."""
+    becomes 0 and 1. range: the whole scaling. side: the median shorter side of the files, in pixels. sha256: over those of the files."""
 
     array: np.memmap
     names: list[str]
     range: Range
     side: float
+    sha256: str = ""
 
     @property
     def low(self) -> float:

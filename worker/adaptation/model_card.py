@@ -67,6 +67,7 @@ def sensor(job: Job, target: Images, translated: bool) -> dict[str, Any]:
         "modality": reference.modality,
         "channels": target.array.shape[1],
         "bits": range.bits,
+        "offset": range.offset,
         "gain": range.gain,
         "low": range.low,
         "high": range.high,

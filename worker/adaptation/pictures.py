@@ -9,7 +9,6 @@ Which images is a matter of the listing, the seed and the models' answers, never
 from __future__ import annotations
 
 import io
-import os
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from app.errors import readable
 from worker.adaptation.assessment import models_of, with_adapted
 from worker.adaptation.device import to_device
 from worker.adaptation.evaluation import Model, centre_batch, centre_pairs, spread
@@ -173,7 +173,7 @@ def _tiles(adapted: Adapted, x: Tensor) -> list[Tiles]:
 
 def _row(kind: str, name: str, said: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """name: of a file, which need not be text."""
-    return {"kind": kind, "name": os.fsencode(name).decode("utf-8", "replace"), "truth": None, "answers": said}
+    return {"kind": kind, "name": readable(name), "truth": None, "answers": said}
 
 
 def _webp(pixels: np.ndarray) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 from app.spec import FORMATS, AdaptationSpec, Format, InputSpec, TargetReference
 from worker.adaptation.image_sets import Images
 from worker.adaptation.job import Adapted, Job
-from worker.adaptation.scaling import Range, no_reading_value
+from worker.adaptation.scaling import Range, no_reading_value, reads_below_zero
 
 Step = dict[str, Any]
 
@@ -45,7 +45,8 @@ def steps_of(target: Images, reference: TargetReference, input: InputSpec, sourc
     found = [_read(range, channels)]
     no_reading = no_reading_value(reference.scaling, reference.modality)
     if no_reading is not None:
-        words = f"Raw value {no_reading} is no reading: fill it from its neighbours."
+        negative = "" if reads_below_zero(reference.modality) else ", nor is one below 0"
+        words = f"Raw value {no_reading} is no reading{negative}: fill it from its neighbours."
         found.append({"step": "fill", "no_reading": no_reading, "words": words})
     found += _resize(side, stretch=input.resize == "stretch")
     found += [
@@ -71,9 +72,11 @@ def steps_of(target: Images, reference: TargetReference, input: InputSpec, sourc
 
 def _read(range: Range, channels: int) -> Step:
     kind = {8: "8-bit", 16: "16-bit"}[range.bits]
+    minus = "" if range.offset == 0 else f", minus {range.offset:g}"
     times = "" if range.gain == 1 else f", times {range.gain:g}"
-    words = f"Read {channels} channel{'s' if channels > 1 else ''} of raw values{times}, as {kind} numbers."
-    return {"step": "read", "channels": channels, "bits": range.bits, "gain": range.gain, "words": words}
+    cut = "" if range.offset == 0 else ", cut to 0 to 65535"
+    words = f"Read {channels} channel{'s' if channels > 1 else ''} of raw values{minus}{times}{cut}, as {kind} numbers."
+    return {"step": "read", "channels": channels, "bits": range.bits, "offset": range.offset, "gain": range.gain, "words": words}
 
 
 def _resize(side: int, stretch: bool) -> list[Step]:

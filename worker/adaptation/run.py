@@ -59,11 +59,12 @@ def run(
     saved = checkpoint.load(folder)
     if saved is not None:
         _same_job(identity, saved["identity"], folder)
+    kept = _kept_precision(saved["precision"], spec, where) if saved else None
     journal(
         Started(
             device=where.type,
             device_name=device.name(where),
-            precision=saved["precision"] if saved else spec.settings.precision,
+            precision=kept or spec.settings.precision,
             versions=versions(),
             resumed_from=(saved["phase"], saved["step"]) if saved else None,
         )
@@ -81,13 +82,15 @@ def run(
         pairs = data.read_pairs(placed.data, input, target, cache, journal, roots, classes) if needs_pairs else None
     if not _together(spec, target, pairs, journal):
         return None
-    identity["data"] = _fingerprint(target, pairs)
-    if saved is not None and saved["identity"]["data"] != identity["data"]:
+    identity["data"], identity["images"] = _fingerprint(target, pairs), _digest(target, pairs)
+    if saved is not None and _others(identity, saved["identity"]):
         journal(
             Warned(code="data_changed", message="the data are not those of the checkpoint: the job starts from the beginning")
         )
         saved = None
-    precision = saved["precision"] if saved else _precision(spec, source, where, journal)
+    if saved is not None and kept != saved["precision"]:
+        journal(Logged(message=f"precision {kept}: {device.name(where)} emulates {saved['precision']}, the checkpoint's"))
+    precision = kept if saved else _precision(spec, source, where, journal)
 
     method = METHODS[spec.method]
     labelled_images = len(layouts.labelled(placed.data.evaluation, classes, roots)) if spec.data.evaluation else 0
@@ -155,6 +158,12 @@ def versions() -> dict[str, str]:
         "timm": metadata.version("timm"),  # importing it takes a second, and many jobs need none of it
         "numpy": np.__version__,
     }
+
+
+def _kept_precision(saved: Precision, spec: AdaptationSpec, where: torch.device) -> Precision:
+    """The checkpoint's, unless it was measured on another kind of machine: where bf16 is emulated a step may take a minute."""
+    asked = spec.settings.precision != "auto"
+    return saved if saved == "fp32" or asked or device.has_bf16(where) else "fp32"
 
 
 def _precision(spec: AdaptationSpec, source: Classifier | Ensemble, where: torch.device, journal: Journal) -> Precision:
@@ -236,9 +245,22 @@ def _outcome_of(spec: AdaptationSpec) -> dict[str, Any]:
 
 def _fingerprint(target: Images, pairs: Pairs | None) -> str:
     """Of the images as read: their names, shapes and scaling."""
-    sets = [target, *((pairs.source, pairs.target) if pairs else ())]
-    document = [[images.names, list(images.array.shape), images.low, images.high] for images in sets]
+    document = [[images.names, list(images.array.shape), images.low, images.high] for images in _sets(target, pairs)]
     return hashlib.sha256(json.dumps(document).encode()).hexdigest()
+
+
+def _digest(target: Images, pairs: Pairs | None) -> str:
+    """Of the bytes of the images' files."""
+    return " ".join(images.sha256 for images in _sets(target, pairs))
+
+
+def _sets(target: Images, pairs: Pairs | None) -> list[Images]:
+    return [target, *((pairs.source, pairs.target) if pairs else ())]
+
+
+def _others(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    """Whether the checkpoint is of other images. One of a version that did not look at their bytes has no `images`."""
+    return ours["data"] != theirs["data"] or theirs.get("images", ours["images"]) != ours["images"]
 
 
 def _same_job(ours: dict[str, Any], theirs: dict[str, Any], folder: Path) -> None:

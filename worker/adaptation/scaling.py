@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from app.references import Entry
 from app.spec import Modality, Scaling
-from worker.adaptation.decoding import UnreadableError, decode
+from worker.adaptation.decoding import UnreadableError, bits_of, decode
 
 SAMPLE = 200
 """Images of a set that are looked at: enough for the percentiles to settle, and seconds to decode."""
@@ -22,12 +23,13 @@ FARTHEST_METRES = 100
 @dataclass(frozen=True)
 class Survey:
     """Of a sample. bits: 8, 16, or 32 for floats. channels: 1 or 3, the more frequent. mixed: in words, if the images
-    differ in either. largest, p1, p99: of the raw readings. side, aspect: medians of the shorter side and of width /
+    differ in either. least, largest, p1, p99: of the raw readings. side, aspect: medians of the shorter side and of width /
     height."""
 
     bits: int
     channels: int
     mixed: str
+    least: float
     largest: float
     p1: float
     p99: float
@@ -37,33 +39,36 @@ class Survey:
 
 @dataclass(frozen=True)
 class Range:
-    """stored = raw * gain, as 8- or 16-bit integers; [0, 1] = (stored - low) / (high - low), clamped. gain differs from
-    1 for files of floats alone."""
+    """stored = (raw - offset) * gain, as 8- or 16-bit integers; [0, 1] = (stored - low) / (high - low), clamped. gain differs
+    from 1 for files of floats, offset from 0 where there are readings below 0; then gain may differ for any."""
 
     bits: int
     gain: float
     low: float
     high: float
     words: str
+    offset: float = 0.0
 
 
-def survey(entries: Sequence[Entry], no_reading: int | None) -> Survey | None:
-    """A look at up to SAMPLE of the images, evenly spaced. None if not one of them can be read."""
+def survey(entries: Sequence[Entry], no_reading: int | None, below_zero: bool) -> Survey | None:
+    """A look at up to SAMPLE of the images, evenly spaced. no_reading, below_zero: see `measured`. None if not one of the images can
+    be read."""
     picked = np.unique(np.linspace(0, len(entries) - 1, min(SAMPLE, len(entries))).astype(int))
     kinds: list[tuple[int, int]] = []
     shapes: list[tuple[int, int]] = []
     readings: list[np.ndarray] = []
-    largest = 0.0
+    least, largest = [], []
     for entry in (entries[i] for i in picked):
         try:
             array = decode(entry.path, entry.encoding)
         except UnreadableError:
             continue
-        kinds.append((array.dtype.itemsize * 8, array.shape[2]))
+        kinds.append((bits_of(array), array.shape[2]))
         shapes.append(array.shape[:2])
-        found = array[measured(array, no_reading)].ravel()
+        found = array[measured(array, no_reading, below_zero)].ravel()
         if found.size:
-            largest = max(largest, float(found.max()))
+            least.append(float(found.min()))
+            largest.append(float(found.max()))
             readings.append(found[:: max(1, found.size // READINGS_AN_IMAGE)].copy())  # a view would keep the image
     if not kinds:
         return None
@@ -77,18 +82,28 @@ def survey(entries: Sequence[Entry], no_reading: int | None) -> Survey | None:
     p1, p99 = np.percentile(np.concatenate(readings), [1, 99]) if readings else (0.0, 0.0)
     side = float(np.median([min(shape) for shape in shapes]))
     aspect = float(np.median([w / h for h, w in shapes]))
-    return Survey(bits, channels, "; ".join(differ), largest, float(p1), float(p99), side, aspect)
+    return Survey(
+        bits, channels, "; ".join(differ), min(least, default=0.0), max(largest, default=0.0), float(p1), float(p99), side, aspect
+    )
 
 
-def measured(array: np.ndarray, no_reading: int | None) -> np.ndarray:
-    """bool [H, W]: where array [H, W, C] holds a reading, that is a finite value other than no_reading in any channel."""
+def measured(array: np.ndarray, no_reading: int | None, below_zero: bool) -> np.ndarray:
+    """bool [H, W]: where array [H, W, C] holds a reading, that is a finite value other than no_reading in any channel, and one that
+    is not below 0 unless below_zero."""
     valid = np.ones(array.shape[:2], dtype=bool) if array.dtype != np.float32 else np.isfinite(array).all(axis=2)
+    if not below_zero and array.dtype in (np.float32, np.int32):
+        valid &= (array >= 0).all(axis=2)
     return valid if no_reading is None else valid & (array != no_reading).any(axis=2)
 
 
 def no_reading_value(scaling: Scaling, modality: Modality) -> int | None:
     """The raw value that means "nothing was measured", or None."""
     return scaling.no_reading if scaling.no_reading is not None else 0 if modality == "depth" else None
+
+
+def reads_below_zero(modality: Modality) -> bool:
+    """Whether a value below 0 is a reading: of a temperature it is; of depth it says that there is none."""
+    return modality != "depth"
 
 
 def resolve(scaling: Scaling, modality: Modality, seen: Survey) -> Range:
@@ -109,6 +124,8 @@ def resolve(scaling: Scaling, modality: Modality, seen: Survey) -> Range:
         kind = "percentiles"
     elif kind == "auto":
         kind = "millimetres" if seen.largest * gain <= FARTHEST_MILLIMETRES else "full_range"
+    if seen.bits != 8 and ((kind in ("percentiles", "full_range") and seen.p1 < 0) or (kind == "range" and scaling.low < 0)):
+        return _from_below_zero(kind, scaling, seen)
     bits = 8 if seen.bits == 8 else 16
     if kind == "percentiles":
         low, high = seen.p1 * gain, max(seen.p99 * gain, seen.p1 * gain + 1)
@@ -118,9 +135,28 @@ def resolve(scaling: Scaling, modality: Modality, seen: Survey) -> Range:
         high = high if high > low else low + MILLIMETRES_SHOWN
         return Range(bits, gain, low, high, f"{unit} millimetres, {low:g} to {high:g} becomes 0 to 1")
     if kind == "range":
-        low, high = float(scaling.low or 0.0), float(scaling.high or full)
+        low, high = float(scaling.low), float(scaling.high)
         return Range(bits, gain, low * gain, high * gain, f"{unit}, {low:g} to {high:g} becomes 0 to 1")
     return Range(bits, gain, 0.0, full, f"{unit}, 0 to {full / gain:g} becomes 0 to 1")
+
+
+def _from_below_zero(kind: str, scaling: Scaling, seen: Survey) -> Range:
+    """What is stored begins where the readings or `low` do. Further out than the percentiles are apart it is cut off: one lowest float,
+    written where there is nothing, would leave no room for the others. Integers keep their steps where 65535 are enough."""
+    apart = seen.p99 - seen.p1
+    bottom, top = max(seen.least, seen.p1 - apart), min(seen.largest, seen.p99 + apart)
+    if kind == "range":
+        bottom, top = float(scaling.low), float(scaling.high)
+    low, high = (seen.p1, seen.p99) if kind == "percentiles" else (bottom, top)
+    unit = "float" if seen.bits == 32 else "signed 16-bit"
+    words = f"{unit}, {'the 1st to the 99th percentile, ' if kind == 'percentiles' else ''}{low:g} to {high:g}, becomes 0 to 1"
+    if seen.bits == 16:
+        bottom = float(math.floor(bottom))
+    gain = 65535 / ((top - bottom) or 1.0)
+    if seen.bits == 16:
+        gain = min(1.0, gain)
+    low, high = (low - bottom) * gain, (high - bottom) * gain
+    return Range(16, gain, low, max(high, low + 1), words, bottom)
 
 
 def _gain(scaling: Scaling, modality: Modality, seen: Survey) -> float:

@@ -64,7 +64,7 @@ class Stage:
         self.job.journal.step = self.step
         self._images += images * parallel.size()
         for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach().float()
+            self.sums[name] = self.sums.get(name, 0) + value.detach().float().to(self.job.device)
         self.summed += 1
         if self.step % LOG_EVERY == 0 or self.step == self.steps:
             self._log()

@@ -82,6 +82,10 @@ def train(job: Job) -> Translator:
         return x_ti_s, x_ti_t, x_tr_t
 
     for step, (x_ti_s, x_ti_t, x_tr_t) in stage.batches(make):
+        # Before the step: a job that goes on from the last checkpoint of such a stage must not take one more.
+        if s.patience and memory["worse"] >= s.patience:
+            job.journal(Logged(message=f"bridging stops at step {stage.step}: {s.patience} validations without a better one"))
+            break
         T.train()
         stage.decay(adam, s.lr)
         terms: dict[str, Tensor] = {}
@@ -121,9 +125,6 @@ def train(job: Job) -> Translator:
         if (step + 1) % s.validate_every == 0 or step + 1 == s.steps:
             stopping.keep_if_best(stage, averaged, parallel.agreed(score(averaged), device))
         stage.advance(terms, images=sum(len(x) for x in (x_ti_t, x_tr_t) if x is not None))
-        if s.patience and memory["worse"] >= s.patience:
-            job.journal(Logged(message=f"bridging stops at step {stage.step}: {s.patience} validations without a better one"))
-            break
     T.load_state_dict(memory["best"])
     T.eval().requires_grad_(False)
     warn_if_collapsed(job, T)
