@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import sqlalchemy as sa
 
 from app.jobs.table import Worker
@@ -43,9 +44,10 @@ def test_it_is_known_while_it_runs_and_not_afterwards(embedded: Embedded):
     assert known() == 0
 
 
-def test_it_does_not_start_on_a_schema_that_it_does_not_know(embedded: Embedded):
+@pytest.mark.parametrize(("found", "remedy"), [("0001", "make migrate"), ("another", "start the newer code")])
+def test_it_does_not_start_on_a_schema_that_is_not_its_own(embedded: Embedded, found: str, remedy: str):
     with embedded.db.write() as session:
-        session.execute(sa.text("UPDATE alembic_version SET version_num = 'another'"))
+        session.execute(sa.update(sa.table("alembic_version", sa.column("version_num"))).values(version_num=found))
     done = python("", embedded, "-m", "celery", "--app", "worker.celery_app", "worker", "--pool", "solo")
     assert done.returncode != 0
-    assert "make migrate" in done.stderr
+    assert remedy in done.stderr
