@@ -102,6 +102,8 @@ def measure(files: Path, architecture: str, size: int, given: argparse.Namespace
             contestants[f"tgmb_tgkt, {one}"] = lambda one=one: engine_steps(prepared, "tgmb_tgkt", one, steps)
             contestants[f"bare, {one}"] = lambda one=one: bare_steps(prepared, one, steps)
             labels[f"engine, {one}"] = lambda one=one: [engine_labels(prepared, one, images)]
+        if given.profile:
+            print(profiled(prepared, precision, steps), file=sys.stderr, flush=True)
         return {
             "architecture": architecture,
             "size": size,
@@ -111,6 +113,13 @@ def measure(files: Path, architecture: str, size: int, given: argparse.Namespace
         } | compared(
             in_turns(contestants, given.rounds), in_turns(labels, given.rounds), precision, given.batch_size, prepared.decoding_s
         )
+
+
+def profiled(prepared: Prepared, precision: Precision, steps: int) -> str:
+    """Where the time of tgmb_tgkt's steps goes, by torch's profiler: a table."""
+    with torch.profiler.profile() as seen:
+        engine_steps(prepared, "tgmb_tgkt", precision, steps)
+    return seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=45)
 
 
 def compared(
@@ -169,6 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--loader-workers", type=int, nargs="+", default=[0, 2], help="of SOCKET's loop; each is tried, the fastest counts"
     )
+    parser.add_argument("--profile", action="store_true", help="say on stderr where a step's time goes, too")
     given = parser.parse_args(arguments)
     given.device = device.choose(given.device)
     if given.images < (needed := given.batch_size * (given.steps + 2)):
