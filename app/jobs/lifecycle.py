@@ -285,6 +285,8 @@ def forget(session: Session, statuses: frozenset[Status], *, before: datetime, m
 def cancel(session: Session, tenant_id: str, job_id: str, *, now: datetime) -> Job | None:
     """A queued job is cancelled at once, a running one asked to stop. None: neither (unknown, cancelling, or final)."""
     mine = Job.tenant_id == tenant_id
+    # Held until the end: a worker that hands it back could else do so between the two questions, which would both find nothing.
+    session.execute(sa.select(Job.id).where(Job.id == job_id, mine).with_for_update(key_share=True))
     job = _change(session, job_id, Status.QUEUED, mine, now=now, status=Status.CANCELLED)
     if job is not None:
         events.append(session, job, "state", "cancelled before it ran", {"status": job.status}, now=now)

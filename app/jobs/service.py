@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from opentelemetry import trace
@@ -27,6 +27,7 @@ from app.source_models import queries as source_model_queries
 from app.source_models import service as source_models
 from app.spec import MOST_LABELS, JobRequest, SourceModelDescription, SourceModelId, misfit
 
+Found = TypeVar("Found")
 LONGEST_KEY = 255
 """Characters of an Idempotency-Key."""
 
@@ -165,16 +166,16 @@ def labels_of(parts: Sequence[str], pointer: str = "/label") -> dict[str, str]:
 def read(db: Database, tenant_id: str, job_id: str) -> Job:
     """Raises Problem not_found, whether it never was or is another tenant's."""
     with db.read() as session:
-        job = queries.by_id(session, tenant_id, job_id)
-    if job is None:
-        raise Problem("not_found", f"no job {job_id[:100]!r}")
-    return job
+        return _found(queries.by_id(session, tenant_id, job_id), job_id)
 
 
 def version(db: Database, tenant_id: str, job_id: str) -> tuple[int, str]:
     """(version, status) of a job. Raises Problem not_found."""
     with db.read() as session:
-        found = queries.version(session, tenant_id, job_id)
+        return _found(queries.version(session, tenant_id, job_id), job_id)
+
+
+def _found(found: Found | None, job_id: str) -> Found:
     if found is None:
         raise Problem("not_found", f"no job {job_id[:100]!r}")
     return found
@@ -182,17 +183,13 @@ def version(db: Database, tenant_id: str, job_id: str) -> tuple[int, str]:
 
 def cancel(db: Database, tenant_id: str, job_id: str) -> Job:
     """Cancelled at once if queued; else asked to stop, and asking again changes nothing. Raises Problem job_finished."""
-    while True:
-        with db.write() as session:
-            job = lifecycle.cancel(session, tenant_id, job_id, now=db.now(session))
-        if job is not None:
+    with db.write() as session:
+        if (job := lifecycle.cancel(session, tenant_id, job_id, now=db.now(session))) is not None:
             return job
-        job = read(db, tenant_id, job_id)
-        if job.status in TERMINAL:
-            raise Problem("job_finished", f"{job.id} is {job.status}")
-        if job.status == Status.CANCELLING:
-            return job
-        # It was queued again, or claimed, between the two questions of lifecycle.cancel: what it is now is asked to stop.
+        job = _found(queries.by_id(session, tenant_id, job_id), job_id)
+    if job.status in TERMINAL:
+        raise Problem("job_finished", f"{job.id} is {job.status}")
+    return job
 
 
 def retry(db: Database, tenant_id: str, job_id: str) -> Job:

@@ -243,3 +243,16 @@ def meanwhile(step: Callable[[], None]) -> Iterator[None]:
 
 def counted(worker: WorkerProcess, name: str, **labels: str) -> float | None:
     return worker.metrics.registry.get_sample_value(f"modalbridge_worker_{name}_total", labels)
+
+
+OUTLASTING: dict[str, Any] = {"settings": {"bridging": {"steps": 60, "patience": 0}, "precision": "fp32"}}
+"""A job that outlasts a lease by far."""
+
+
+def assert_it_went_on(embedded: Embedded, job_id: str, worker: WorkerProcess) -> None:
+    """One attempt, which the database was away for, and whose words are all there, once and in their order."""
+    job = embedded.job(job_id)
+    assert (job.status, job.attempt) == ("succeeded", 1)
+    assert counted(worker, "lease_renewals_late") >= 1
+    phases = [event.message for event in embedded.events(job_id, "phase")]
+    assert phases == ["preparing", "bridging", "transferring", "evaluating", "publishing"], "nothing it said was lost"

@@ -14,7 +14,7 @@ from app import schema
 from app.database import Database
 from tests.servers import Postgres, postgres
 from tests.worker.conftest import embedded_in
-from tests.worker.embedded import ENDLESS, Embedded, child_of, counted, gone, meanwhile, wait_for
+from tests.worker.embedded import ENDLESS, OUTLASTING, Embedded, assert_it_went_on, child_of, counted, gone, meanwhile, wait_for
 from worker import housekeeping, supervisor
 from worker.draining import drain
 
@@ -33,7 +33,7 @@ def of_its_own(tmp_path: Path, small_data: Path) -> Iterator[tuple[Postgres, Emb
 @pytest.mark.postgres
 def test_the_database_hangs_for_a_while_and_the_job_goes_on(of_its_own: tuple[Postgres, Embedded]):
     server, embedded = of_its_own
-    job_id = embedded.submit(wake=False, settings={"bridging": {"steps": 60, "patience": 0}, "precision": "fp32"})
+    job_id = embedded.submit(wake=False, **OUTLASTING)
     worker = embedded.process()
 
     def hang() -> None:
@@ -43,11 +43,7 @@ def test_the_database_hangs_for_a_while_and_the_job_goes_on(of_its_own: tuple[Po
 
     with meanwhile(hang):
         drain(worker)
-    job = embedded.job(job_id)
-    assert (job.status, job.attempt) == ("succeeded", 1)
-    assert counted(worker, "lease_renewals_late") >= 1
-    phases = [event.message for event in embedded.events(job_id, "phase")]
-    assert phases == ["preparing", "bridging", "transferring", "evaluating", "publishing"], "each once, in their order"
+    assert_it_went_on(embedded, job_id, worker)
 
 
 @pytest.mark.postgres

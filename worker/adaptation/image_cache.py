@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from app.errors import Problem, readable
+from app.errors import Problem
 from app.references import Entry
 from worker.adaptation.decoding import UnreadableError, bits_of, decode
 from worker.adaptation.resampling import fit, fit_readings
@@ -159,8 +159,8 @@ def store(
     """Decode the columns into `<column>.npy` and write `<name>.json`: the record, which is returned.
 
     The record has key, facts (as given), dropped (row numbers), askew (rows whose images differ in aspect ratio) and for
-    each column names, sha256 (over those of the files), shape, broken, broken_names ("name: why"), smallest and largest (width, height), holes, pixels and
-    converted. Raises Problem disk_full.
+    each column names, sha256 (over those of the files), shape, broken, broken_names ("name: why"), smallest and largest (width,
+    height), holes, pixels and converted. Raises Problem disk_full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").unlink(missing_ok=True)
@@ -217,7 +217,7 @@ def _fill(files: Mapping[str, BinaryIO], columns: Mapping[str, tuple[Sequence[En
                 tally = tallies[column]
                 tally["broken"] += 1
                 if len(tally["broken_names"]) < BROKEN_NAMED:
-                    tally["broken_names"].append(readable(f"{entries[row].name}: {one}"))
+                    tally["broken_names"].append(f"{entries[row].name}: {one}")
         good = [one for one in prepared if isinstance(one, Prepared)]
         if len(good) < len(prepared):
             dropped.append(row)
