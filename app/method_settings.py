@@ -69,6 +69,9 @@ class BridgingSettings(Strict):
     """The weights of L_rec, L_rec_f, L_D and L_IM, and the pairs' part of the score, are multiplied by the relevance of the pairs: 1
     where their RGB images are to the source model's batch norms as its own training images, 0 where they are as far as the target
     images are. L_IM by itself has no pairs; but where none holds T, it leads to confident wrong classes."""
+    calibration: Literal["auto", "off"] = "auto"
+    """auto: where the source model with its batch norms calibrated to the sensor tells target images apart better than the source model
+    behind T does, it takes that one's place: it is what `tgmb` publishes, and the teacher of `tgmb_tgkt`; off: never (the paper)."""
     held_out: float = Field(0.15, gt=0, le=0.5)
     """Share of the pairs, as one contiguous block, that is never trained on: early stopping and the report use it."""
     validate_every: int = Field(25, ge=1)
@@ -116,7 +119,7 @@ PRESETS: dict[Preset, dict[str, dict[str, Any]]] = {
     "default": {},
     "paper": {
         "weights": {"im": 0.1, "rec_f": 0.0, "bn_s": 0.0, "kl": 1.0, "feat": 0.5, "self": 0.3, "im_t": 0.0, "bn_t": 0.0},
-        "bridging": {"translator": "paper", "ema": 0.0, "by_relevance": False},
+        "bridging": {"translator": "paper", "ema": 0.0, "by_relevance": False, "calibration": "off"},
         "transfer": {"feat_distance": "mean_square", "kl_by_score": False, "kl_by_confidence": False} | PUBLISHED,
     },
     "socket": {

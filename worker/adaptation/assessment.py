@@ -1,4 +1,5 @@
-"""The evaluating phase: source_only, the source model behind T, and the adapted model on the same images."""
+"""The evaluating phase: source_only, the teacher (the source model behind T, or what bridges better), and the adapted model on the same
+images."""
 
 from __future__ import annotations
 
@@ -73,8 +74,8 @@ def models_of(source: Classifier | Ensemble, adapted: Adapted) -> dict[str, Mode
 
     models = {"source_only": behind(source, replicate)}
     if adapted.translator is not None:
-        models["bridged"] = behind(source, adapted.translator)
-    if adapted.classifier is not source:
+        models["bridged"] = behind(adapted.teacher or source, adapted.translator)
+    if adapted.classifier is not source and adapted.classifier is not adapted.teacher:
         models["adapted"] = behind(adapted.classifier, adapted.translator if adapted.translated else replicate)
     return models
 

@@ -28,7 +28,7 @@ def layers(network: nn.Module) -> list[nn.Module]:
 
 def running(network: nn.Module) -> Statistics:
     """Copies of the running statistics of the layers that keep any, float32."""
-    return [(n.running_mean.detach().float().clone(), n.running_var.detach().float().clone()) for n in _tracking(network)]
+    return [(n.running_mean.detach().float().clone(), n.running_var.detach().float().clone()) for n in tracking(network)]
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def observed(network: nn.Module | None, images: int | None = None, of_all: bool 
     gradients; the list is filled when the block ends. images: of a batch, only the first so many count. of_all: the batch is this
     process's share, and the statistics are those of all shares. network None: nothing is looked at.
     """
-    tracking = _tracking(network) if network is not None else []
+    looked_at = tracking(network) if network is not None else []
     seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -45,11 +45,11 @@ def observed(network: nn.Module | None, images: int | None = None, of_all: bool 
         seen[layer] = parallel.moments(mu, var, x[:images].numel() // x.shape[1]) if of_all else (mu, var)
         return x
 
-    handles = [layer.register_forward_pre_hook(look) for layer in tracking]
+    handles = [layer.register_forward_pre_hook(look) for layer in looked_at]
     found: list[tuple[Tensor, Tensor]] = []
     try:
         yield found
-        found.extend(seen[layer] for layer in tracking)
+        found.extend(seen[layer] for layer in looked_at)
     finally:
         for handle in handles:
             handle.remove()
@@ -58,24 +58,25 @@ def observed(network: nn.Module | None, images: int | None = None, of_all: bool 
 @contextmanager
 def kept(network: nn.Module) -> Iterator[None]:
     """Batch norm normalises a batch by its own statistics, as in training, but does not add them to the running ones."""
-    tracking = layers(network)
-    momenta = [layer.momentum for layer in tracking]
-    for layer in tracking:
+    found = layers(network)
+    momenta = [layer.momentum for layer in found]
+    for layer in found:
         layer.momentum = 0.0
     try:
         yield
     finally:
-        for layer, momentum in zip(tracking, momenta, strict=True):
+        for layer, momentum in zip(found, momenta, strict=True):
             layer.momentum = momentum
 
 
 def freeze(network: nn.Module) -> None:
     """Batch norm normalises by the running statistics, and keeps them, until the network's mode is next set."""
-    for layer in _tracking(network):
+    for layer in tracking(network):
         layer.eval()
 
 
-def _tracking(network: nn.Module) -> list[nn.Module]:
+def tracking(network: nn.Module) -> list[nn.Module]:
+    """Those of the layers that keep running statistics."""
     return [layer for layer in layers(network) if layer.running_mean is not None and layer.running_var is not None]
 
 

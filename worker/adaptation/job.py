@@ -22,11 +22,13 @@ from worker.adaptation.translator import Translator
 
 @dataclass
 class Adapted:
-    """What a method made: the model, fed with T's output where there is a translator that it needs (`translated`)."""
+    """What a method made: the model, fed with T's output where there is a translator that it needs (`translated`). teacher: what else
+    is fed with T's output; None: the source model."""
 
     classifier: Classifier | Ensemble
     translator: Translator | None = None
     translated: bool = False
+    teacher: Classifier | Ensemble | None = None
 
 
 @dataclass

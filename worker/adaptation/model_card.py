@@ -83,6 +83,8 @@ def _translator(job: Job, adapted: Adapted, files: dict[str, dict[str, Any]]) ->
     needed = adapted.translated
     if not needed:
         note = "A by-product: the adapted model is fed x itself, not T(x)."
+    elif adapted.classifier is adapted.teacher and adapted.teacher is not job.source:
+        note = "The source model with its batch norms calibrated to the sensor, nothing of it trained; it must be fed T(x) in place of x."
     elif adapted.classifier is job.source:
         note = "The weights are the source model's, unchanged: it adapts to the sensor by being fed T(x) in place of x."
     else:

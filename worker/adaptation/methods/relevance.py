@@ -15,9 +15,11 @@ from torch import Tensor
 
 from worker.adaptation import batch_norm, losses
 from worker.adaptation.device import autocast, to_device
+from worker.adaptation.ensemble import Ensemble
 from worker.adaptation.evaluation import centre_batch, centre_pairs, chunks, spread
 from worker.adaptation.job import Job
 from worker.adaptation.randomness import generator
+from worker.adaptation.source_model import Classifier
 
 IMAGES = 256
 """Target images, and pairs, at most."""
@@ -32,13 +34,20 @@ def targets(job: Job) -> list[Tensor]:
 
 
 @torch.no_grad()
-def distance(job: Job, batches: Sequence[Tensor], translate: Translate, running: losses.Statistics) -> Tensor:
-    """The mean over batches of L_BN of translate(x): how far images are from those that the source model was trained on. 0 for a
-    source model without batch norms."""
+def distance(
+    job: Job,
+    batches: Sequence[Tensor],
+    translate: Translate,
+    running: losses.Statistics,
+    classifier: Classifier | Ensemble | None = None,
+) -> Tensor:
+    """The mean over batches of L_BN of translate(x) in the classifier, that is the source model or one calibrated to the sensor: how far
+    images are from those that its running statistics are of. 0 for one without batch norms."""
+    classifier = classifier or job.source
     total = torch.zeros((), device=job.device)
     for x in batches:
-        with autocast(job.device, job.precision), batch_norm.observed(job.source) as seen:
-            job.source(translate(to_device(x, job.device)))
+        with autocast(job.device, job.precision), batch_norm.observed(classifier) as seen:
+            classifier(translate(to_device(x, job.device)))
         total += losses.L_BN(seen, running) / len(batches)
     return total
 

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worker.adaptation import losses
+from worker.adaptation import batch_norm, losses
 from worker.adaptation.device import autocast, to_device
+from worker.adaptation.ensemble import Ensemble
 from worker.adaptation.evaluation import centre_pairs, chunks
 from worker.adaptation.job import Job
 from worker.adaptation.methods.relevance import Translate, distance
+from worker.adaptation.source_model import Classifier
 from worker.adaptation.stage import Stage
 from worker.adaptation.translator import Translator, replicate
 
@@ -45,17 +47,18 @@ class Score:
         with torch.no_grad():
             for part in chunks(held[:IMAGES]):
                 source, target = centre_pairs(job.pairs, part, size)
-                self.pairs.append((source, target, self._features(to_device(source, job.device))))
-        self.replicated = self._distances(replicate)
+                self.pairs.append((source, target, self._features(job.source, to_device(source, job.device))))
+        self.replicated = self._distances(replicate, job.source)
 
-    def __call__(self, T: Translator) -> float:
+    def __call__(self, T: Translator, classifier: Classifier | Ensemble | None = None) -> float:
+        """classifier: what T is a part of, where that is not the source model."""
         T.eval()
         weights = self.weights * (self.replicated > 0)
-        ratios = self._distances(T) / self.replicated.clamp_min(1e-12)
+        ratios = self._distances(T, classifier or self.job.source) / self.replicated.clamp_min(1e-12)
         return ((weights * ratios).sum() / weights.sum().clamp_min(1e-12)).item()
 
     @torch.no_grad()
-    def _distances(self, translate: Translate) -> Tensor:
+    def _distances(self, translate: Translate, classifier: Classifier | Ensemble) -> Tensor:
         """L_rec, feature distance and L_BN: float32 [3]."""
         sums = torch.zeros(3, device=self.job.device)
         for source, target, features in self.pairs:
@@ -63,13 +66,14 @@ class Score:
                 translated = translate(to_device(target, self.job.device))
             rec = losses.L_rec(translated, to_device(source, self.job.device))
             share = len(source) / sum(len(source) for source, _, _ in self.pairs)
-            sums[:2] += share * torch.stack([rec, losses.L_feat(features, self._features(translated))])
-        sums[2] = distance(self.job, self.targets, translate, self.running)
+            sums[:2] += share * torch.stack([rec, losses.L_feat(features, self._features(classifier, translated))])
+        running = self.running if classifier is self.job.source else batch_norm.running(classifier)
+        sums[2] = distance(self.job, self.targets, translate, running, classifier)
         return sums
 
-    def _features(self, x: Tensor) -> Tensor:
+    def _features(self, classifier: Classifier | Ensemble, x: Tensor) -> Tensor:
         with autocast(self.job.device, self.job.precision):
-            return self.job.source(x)[0].float()
+            return classifier(x)[0].float()
 
 
 def nothing_yet() -> dict[str, Any]:

@@ -18,8 +18,9 @@ def work(spec: AdaptationSpec, target: int, pairs: int) -> dict[Phase, float]:
 
 def adapt(job: Job) -> Adapted:
     w, s = job.spec.settings.weights, job.spec.settings.transfer
-    T = tgmb.train(job) if w.kl > 0 else None  # L_KL alone needs T
-    if T is not None and s.kl_by_score:
-        w = w.model_copy(update={"kl": w.kl * max(0.0, 1 - job.finished["bridging"]["score"])})
+    bridge = tgmb.bridge(job) if w.kl > 0 else None  # L_KL alone needs it
+    if bridge is not None and s.kl_by_score:
+        w = w.model_copy(update={"kl": w.kl * max(0.0, 1 - bridge.score)})
     l_feat = losses.L_rec_f if s.feat_distance == "relative" else losses.L_feat
-    return Adapted(transfer.train(job, w, translate=T, l_feat=l_feat, l_bn=losses.L_BN), T)
+    student = transfer.train(job, w, bridge, l_feat=l_feat, l_bn=losses.L_BN)
+    return Adapted(student) if bridge is None else Adapted(student, bridge.T, teacher=bridge.classifier)

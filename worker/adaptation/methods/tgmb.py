@@ -1,7 +1,7 @@
 """Stage 1, TGMB: L_TGMB = L_rec + a_d L_D + a_im L_IM trains the translator T; the source model is frozen (arXiv 2401.05014).
 By default L_rec_f and L_BN come to it.
 
-As a method of its own it is this stage alone: the source model applied to T(x).
+As a method of its own it is this stage alone: the source model applied to T(x), or what bridges better (bridges.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from worker.adaptation.device import autocast, to_device
 from worker.adaptation.evaluation import evidence, predict
 from worker.adaptation.events import Logged, Phase, Warned
 from worker.adaptation.job import Adapted, Job
-from worker.adaptation.methods import polarity, relevance, stopping
+from worker.adaptation.methods import bridges, polarity, relevance, stopping
+from worker.adaptation.methods.bridges import Bridge
 from worker.adaptation.parallel import gathered
 from worker.adaptation.randomness import batch, generator, seed_torch
 from worker.adaptation.stage import Stage
@@ -37,7 +38,14 @@ def work(spec: AdaptationSpec, target: int, pairs: int) -> dict[Phase, float]:
 
 
 def adapt(job: Job) -> Adapted:
-    return Adapted(job.source, train(job), translated=True)
+    found = bridge(job)
+    return Adapted(found.classifier, found.T, translated=True, teacher=found.classifier)
+
+
+def bridge(job: Job) -> Bridge:
+    """T, trained, or what bridges better. Raises Problem training_diverged."""
+    T = train(job)
+    return bridges.choose(job, T, *split(job))
 
 
 def split(job: Job) -> tuple[np.ndarray, np.ndarray]:

@@ -24,6 +24,7 @@ from worker.adaptation.evaluation import evidence, predict
 from worker.adaptation.events import Phase, Warned
 from worker.adaptation.job import Job
 from worker.adaptation.methods import tgmb
+from worker.adaptation.methods.bridges import Bridge
 from worker.adaptation.parallel import gathered
 from worker.adaptation.randomness import batch, batch_size, steps_an_epoch
 from worker.adaptation.source_model import Classifier
@@ -49,14 +50,13 @@ def uses_target(w: LossWeights) -> bool:
 def train(
     job: Job,
     w: LossWeights,
-    translate: Feed | None = None,
+    bridge: Bridge | None = None,
     feed: Feed = replicate,
     l_feat: Callable[[Tensor, Tensor], Tensor] | None = None,
     l_bn: Callable[[losses.Statistics, losses.Statistics], Tensor] | None = None,
     rounds: int = 2,
 ) -> Classifier | Ensemble:
-    """The target model h_t(f_t(feed(x))), in eval mode. translate: what the source model, the teacher of L_KL, is fed of
-    target images. l_feat, l_bn: the forms of L_feat and L_BN. Each where its loss has a weight. rounds: of the pseudo-labels'
+    """The target model h_t(f_t(feed(x))), in eval mode. bridge: the teacher of L_KL. l_feat, l_bn: the forms of L_feat and L_BN. Each where its loss has a weight. rounds: of the pseudo-labels'
     centroids. Raises Problem training_diverged."""
     spec, s, device = job.spec, job.spec.settings.transfer, job.device
     student = copy.deepcopy(job.source)
@@ -84,7 +84,7 @@ def train(
             f_t, logits, seen = forward(student, feed, tr, ti, observe=w.bn_t > 0, together=s.batch_norm == "frozen")
             f_t, logits = (None if x is None else gathered(x) for x in (f_t, logits))
             x_ti_s = to_device(x_ti_s, device) if w.feat > 0 else None
-            f_s, taught = frozen(job.source, x_ti_s, tr if w.kl > 0 else None, translate)
+            f_s, taught = frozen(job.source, x_ti_s, tr if w.kl > 0 else None, bridge)
             if w.feat > 0:
                 terms["L_feat"] = l_feat(gathered(f_s), f_t)
                 total = total + w.feat * terms["L_feat"]
@@ -149,16 +149,15 @@ def forward(
 
 @torch.no_grad()
 def frozen(
-    source: Classifier | Ensemble, x_ti_s: Tensor | None, tr: Tensor | None, translate: Feed | None
+    source: Classifier | Ensemble, x_ti_s: Tensor | None, tr: Tensor | None, bridge: Bridge | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """What the source model has to say of a step: features of the TI images in RGB, logits of the translated target images. In one
-    pass, which is faster than two over half as many."""
-    fed = [x for x in (x_ti_s, None if tr is None else translate(tr)) if x is not None]
-    if not fed:
-        return None, None
-    features, logits = source(torch.cat(fed))
-    n = 0 if x_ti_s is None else len(x_ti_s)
-    return features[:n], logits[n:]
+    """What is known of a step: features of the TI images in RGB by the source model, logits of the target images by the teacher. Where
+    that is the source model behind T, in one pass, which is faster than two over half as many."""
+    x_tr_s = None if tr is None else bridge.T(tr)
+    if x_ti_s is not None and x_tr_s is not None and bridge.classifier is source:
+        features, logits = source(torch.cat([x_ti_s, x_tr_s]))
+        return features[: len(x_ti_s)], logits[len(x_ti_s) :]
+    return None if x_ti_s is None else source(x_ti_s)[0], None if x_tr_s is None else bridge.classifier(x_tr_s)[1]
 
 
 def batches(job: Job, w: LossWeights) -> Callable[[int], tuple[Tensor | None, Tensor | None, Tensor | None]]:

@@ -1,0 +1,97 @@
+"""What only CUDA can break: every method and kind of network on it, pinned batches of 8 and 16 bits, a job that goes on there
+after a death, and losses that are those of the CPU."""
+
+from __future__ import annotations
+
+import math
+import signal
+from typing import get_args
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from app.spec import Method
+from tests.adaptation.conftest import CLASSES, spec
+from tests.adaptation.test_ensemble import second  # noqa: F401 - a fixture
+from tests.adaptation.test_resume import at, attempt
+from worker.adaptation.device import choose
+from worker.adaptation.image_sets import Images
+from worker.adaptation.scaling import Range
+
+pytestmark = [pytest.mark.gpu, pytest.mark.acceptance]
+
+
+def whole(ran) -> None:
+    """It ran on CUDA, and what it published is on no device and finite."""
+    started = next(event for event in ran.events if event.type == "started")
+    assert (started.device, ran.report["device"]["kind"]) == ("cuda", "cuda")
+    for name, tensor in load_file(ran.out / "artifacts/model.safetensors").items():
+        assert tensor.isfinite().all(), name
+    assert all(math.isfinite(value) for points in ran.series.values() for _, value in points)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", get_args(Method))
+def test_every_method_runs_on_it(adapt, method, precision):
+    whole(adapt(method=method, device="cuda", settings={"precision": precision}))
+
+
+def test_the_papers_translator_and_optimiser_run_on_it(adapt):
+    whole(adapt(device="cuda", settings={"preset": "paper"}))
+
+
+@pytest.mark.parametrize("architecture", ["timm/test_vit", "timm/test_convnext", "timm/test_efficientnet"])
+def test_networks_with_and_without_batch_norms_run_on_it(adapt, data, architecture):
+    """At least ten steps: that is when the losses are first looked at."""
+    torch.manual_seed(0)
+    name = architecture.removeprefix("timm/")
+    changes = {"img_size": 32} if "vit" in name else {}
+    save_file(timm.create_model(name, num_classes=len(CLASSES), **changes).state_dict(), data / "source.safetensors")
+    whole(adapt(device="cuda", source_model={"architecture": architecture}))
+
+
+def test_several_source_models_run_on_it(adapt, second):  # noqa: F811
+    ran = adapt(device="cuda", further_source_models=[second], settings={"precision": "auto", "transfer": {"mixing": "learned"}})
+    whole(ran)
+    assert sum(member["weight"] for member in ran.model["members"]) == pytest.approx(1)
+
+
+def test_outputs_are_made_beside_a_model_that_is_on_it(adapt):
+    ran = adapt(device="cuda", outputs=["safetensors", "torch_export", "onnx"])
+    whole(ran)
+    assert all(told["published"] for told in ran.report["outputs"].values())
+
+
+def test_the_first_losses_are_those_of_the_cpu(adapt):
+    """The same batches and weights; TF32 and another order of sums make up the difference."""
+    first = {
+        where: {name: points[0][1] for name, points in adapt(out=where, device=where).series.items() if "/L_" in name}
+        for where in ("cpu", "cuda")
+    }
+    assert first["cpu"].keys() == first["cuda"].keys()
+    for name, value in first["cpu"].items():
+        assert first["cuda"][name] == pytest.approx(value, rel=0.05, abs=0.01), name
+
+
+def test_killed_on_it_a_job_goes_on_from_its_checkpoint(data):
+    spec(data, device="cuda")
+    for death in (at("checkpoint", "bridging", 3), at("checkpoint", "transferring", 2)):
+        assert attempt(data, "killed", death)[1] == -signal.SIGKILL
+    events, code = attempt(data, "killed")
+    assert code == 0
+    assert events[0].resumed_from[0] == "transferring"
+    assert all(tensor.isfinite().all() for tensor in load_file(data / "killed/artifacts/model.safetensors").values())
+
+
+def test_images_of_8_and_16_bits_arrive_as_they_are():
+    device = choose("cuda")
+    generator = torch.Generator().manual_seed(0)
+    for dtype, most in ((torch.uint8, 255), (torch.uint16, 65535)):
+        stored = torch.randint(0, most + 1, (5, 1, 7, 9), generator=generator).to(dtype).numpy()
+        images = Images(stored, [], Range(most.bit_length(), 1.0, 0, most, ""), 7.0)
+        index = torch.tensor([4, 0, 2]).numpy()
+        there = images.batch(index, device)
+        assert there.device.type == "cuda"
+        assert torch.equal(there.cpu(), images.batch(index))
