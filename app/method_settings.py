@@ -105,6 +105,9 @@ class TransferSettings(Strict):
     same for every network; mean_square: the paper's."""
     mixing: Literal["uniform", "learned"] = "uniform"
     """Of the logits of several source models: all alike, or weights that are learned along with f_t, from alike."""
+    feat_by_relevance: bool = True
+    """The weight of L_feat of tgmb_tgkt is multiplied by twice the relevance of the pairs (`bridging.by_relevance`), at most 1: pairs of
+    another domain tie the features to what the model is not for."""
     kl_by_score: bool = True
     """The weight of L_KL is multiplied by 1 less the score of T, which is 1 where T is no better than replicating and 0 where
     it is perfect: the teacher counts as far as T bridges."""
@@ -120,7 +123,8 @@ PRESETS: dict[Preset, dict[str, dict[str, Any]]] = {
     "paper": {
         "weights": {"im": 0.1, "rec_f": 0.0, "bn_s": 0.0, "kl": 1.0, "feat": 0.5, "self": 0.3, "im_t": 0.0, "bn_t": 0.0},
         "bridging": {"translator": "paper", "ema": 0.0, "by_relevance": False, "calibration": "off"},
-        "transfer": {"feat_distance": "mean_square", "kl_by_score": False, "kl_by_confidence": False} | PUBLISHED,
+        "transfer": {"feat_distance": "mean_square", "feat_by_relevance": False, "kl_by_score": False, "kl_by_confidence": False}
+        | PUBLISHED,
     },
     "socket": {
         "weights": {"feat": 0.5, "self": 0.3, "im_t": 1.0, "bn_t": 0.5},

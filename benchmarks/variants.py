@@ -80,6 +80,7 @@ ABLATE: dict[str, Variant] = {
     "relevant or not": Variant(DEFAULT, {"bridging": {"by_relevance": False}}),
     "T's last weights": Variant(DEFAULT, {"bridging": {"ema": 0.0}}),
     "without calibration": Variant(DEFAULT, {"bridging": {"calibration": "off"}}),
+    "L_feat, relevant or not": Variant(DEFAULT, {"transfer": {"feat_by_relevance": False}}),
     "more L_IM": Variant(DEFAULT, {"weights": {"im_t": 0.3}}),
     "batch statistics": Variant(DEFAULT, {"transfer": {"batch_norm": "batch"}}),
     "SOCKET's optimiser": Variant(DEFAULT, {"transfer": {"optimizer": "sgd", "lr": 1e-3, "warmup": 0}}),

@@ -109,11 +109,19 @@ def test_the_greatest_mutual_information_bridges_and_everybody_is_told(adapt, da
     assert f"bridge {found['bridge']}" in (ran.out / "artifacts/report.html").read_text()
 
 
-def test_where_the_pairs_are_of_another_domain_T_does_not_bridge(adapt, data):
+def test_where_the_pairs_are_of_another_domain_T_does_not_bridge_and_features_are_not_tied_by_them(adapt, data):
     settle(data, depth(data))
     ran = adapt(settings=FEW)
     assert stage(ran)["relevance"] == 0
     assert stage(ran)["bridge"] in ("target", "pairs")
+    assert "transferring/L_feat" not in ran.series and "transferring/L_KL" in ran.series
+
+
+def test_unless_they_are_to_tie_them_whatever_they_are(adapt, data):
+    settle(data, depth(data))
+    ran = adapt(settings=FEW | {"transfer": {"feat_by_relevance": False}})
+    assert stage(ran)["relevance"] == 0
+    assert "transferring/L_feat" in ran.series
 
 
 @pytest.mark.parametrize(
