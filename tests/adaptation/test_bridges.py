@@ -114,7 +114,7 @@ def test_where_the_pairs_are_of_another_domain_T_does_not_bridge_and_features_ar
     ran = adapt(settings=FEW)
     assert stage(ran)["relevance"] == 0
     assert stage(ran)["bridge"] in ("target", "pairs")
-    assert "transferring/L_feat" not in ran.series and "transferring/L_KL" in ran.series
+    assert "transferring/L_feat" not in ran.series and "transferring/L_BN" in ran.series
 
 
 def test_unless_they_are_to_tie_them_whatever_they_are(adapt, data):
