@@ -11,7 +11,7 @@ files and the settings are still the same. roots: see app.layouts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from worker.adaptation import image_cache
 from worker.adaptation.events import DataRead, Logged, Warned
 from worker.adaptation.image_cache import Stored
 from worker.adaptation.image_sets import Images, LabelledImages, Pairs
-from worker.adaptation.scaling import Range, Survey, no_reading_value, reads_below_zero, resolve, survey
+from worker.adaptation.scaling import Range, Readings, Survey, readings_of, resolve, survey
 
 Emit = Callable[[BaseModel], None]
 Plan = Callable[[], tuple[dict[str, Stored], dict[str, Any]]]
@@ -47,13 +47,13 @@ def read_target(
     app.layouts.images does, and too_many_broken_images, too_few_images, disk_full."""
     entries = layouts.images(data.target, roots, classes=classes)
     scaling, modality = data.target.scaling, data.target.modality
-    no_reading, below_zero = no_reading_value(scaling, modality), reads_below_zero(modality)
+    readings = readings_of(scaling, modality)
 
     def plan() -> tuple[dict[str, Stored], dict[str, Any]]:
-        seen = _survey(entries, no_reading, below_zero, "/data/target/uri")
+        seen = _survey(entries, readings, "/data/target/uri")
         range = resolve(scaling, modality, seen)
         stretch = input.resize == "stretch"
-        stored = Stored(*_square(input), seen.channels, range.bits, range.gain, no_reading, stretch, range.offset, below_zero)
+        stored = Stored(*_square(input), seen.channels, stretch, range, readings)
         return {"target": stored}, {"ranges": {"target": asdict(range)}, "side": seen.side, "warnings": _doubts(seen, range)}
 
     settings = [input.model_dump(mode="json"), modality, scaling.model_dump(mode="json")]
@@ -80,11 +80,11 @@ def read_pairs(
     rows = layouts.pairs(data.pairs, roots, classes=classes)
     columns = {"pairs-source": [source for source, _ in rows], "pairs-target": [other for _, other in rows]}
     scaling, modality = data.pairs.scaling, data.target.modality
-    no_reading, below_zero = no_reading_value(scaling, modality), reads_below_zero(modality)
+    readings = readings_of(scaling, modality)
     stretch = input.resize == "stretch"
 
     def plan() -> tuple[dict[str, Stored], dict[str, Any]]:
-        seen = _survey(columns["pairs-target"], no_reading, below_zero, "/data/pairs/uri")
+        seen = _survey(columns["pairs-target"], readings, "/data/pairs/uri")
         range = resolve(scaling, modality, seen)
         same = (range.bits, range.gain) == (target.range.bits, target.range.gain)
         if scaling.kind == "auto" and modality == "depth" and same:
@@ -92,10 +92,8 @@ def read_pairs(
         scale = float(np.clip(seen.side / target.side, 1.0, LARGEST_SCALE))
         height, width = _rectangle(input, scale, 1.0 if stretch else float(np.clip(seen.aspect, 1 / 3, 3)))
         stored = {
-            "pairs-source": Stored(height, width, 3, 8, 1.0, None, stretch),
-            "pairs-target": Stored(
-                height, width, target.array.shape[1], range.bits, range.gain, no_reading, stretch, range.offset, below_zero
-            ),
+            "pairs-source": Stored(height, width, 3, stretch, RGB, Readings()),
+            "pairs-target": Stored(height, width, target.array.shape[1], stretch, range, readings),
         }
         ranges = {"pairs-source": asdict(RGB), "pairs-target": asdict(range)}
         return stored, {"ranges": ranges, "side": seen.side, "scale": scale, "warnings": _doubts(seen, range)}
@@ -128,14 +126,13 @@ def read_evaluation(
     if data.evaluation is None:
         raise ValueError("the specification has no evaluation set")
     entries = layouts.labelled(data.evaluation, classes, roots)
-    modality = data.target.modality
-    no_reading, below_zero = no_reading_value(data.target.scaling, modality), reads_below_zero(modality)
+    readings = readings_of(data.target.scaling, data.target.modality)
     range, channels = target.range, target.array.shape[1]
 
     def plan() -> tuple[dict[str, Stored], dict[str, Any]]:
-        seen = _survey(entries, no_reading, below_zero, "/data/evaluation/uri")
+        seen = _survey(entries, readings, "/data/evaluation/uri")
         stretch = input.resize == "stretch"
-        stored = Stored(*_square(input), channels, range.bits, range.gain, no_reading, stretch, range.offset, below_zero)
+        stored = Stored(*_square(input), channels, stretch, range, readings)
         doubts = []
         if (min(seen.bits, 16), seen.channels) != (range.bits, channels):
             message = (
@@ -144,7 +141,7 @@ def read_evaluation(
             doubts = [["evaluation_differs", message]]
         return {"evaluation": stored}, {"ranges": {"evaluation": asdict(range)}, "side": seen.side, "warnings": doubts}
 
-    settings = [input.model_dump(mode="json"), no_reading, below_zero, asdict(range), channels]
+    settings = [input.model_dump(mode="json"), *astuple(readings), asdict(range), channels]
     record = _read("evaluation", {"evaluation": entries}, settings, plan, data, cache, emit, "/data/evaluation/uri")
     dropped = set(record["dropped"])
     index = {name: i for i, name in enumerate(classes)}
@@ -182,8 +179,8 @@ def _read(
     return record
 
 
-def _survey(entries: Sequence[Entry], no_reading: int | None, below_zero: bool, pointer: str) -> Survey:
-    seen = survey(entries, no_reading, below_zero)
+def _survey(entries: Sequence[Entry], readings: Readings, pointer: str) -> Survey:
+    seen = survey(entries, readings)
     if seen is None:
         names = [entry.name for entry in entries]
         raise Problem(
