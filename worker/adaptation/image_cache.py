@@ -90,7 +90,8 @@ def prepare(entry: Entry, stored: Stored) -> Prepared:
 
 
 def _digest(path: Path) -> bytes:
-    """Of the file and not of what is stored, whose last bits may differ between machines that take over from each other."""
+    """Of the file and not of what is stored, whose last bits may differ between machines that take over from each other. Read anew, out
+    of the system's cache: a file has no largest size, and Pillow maps plain TIFFs into memory by their names alone."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
