@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from app import layouts
 from app.errors import Problem, few
 from app.references import Entry
-from app.spec import DataSpec, InputSpec
+from app.spec import DataSpec, InputSpec, Scaling
 from worker.adaptation import image_cache
 from worker.adaptation.events import DataRead, Logged, Warned
 from worker.adaptation.image_cache import Stored
@@ -54,7 +54,11 @@ def read_target(
         range = resolve(scaling, modality, seen)
         stretch = input.resize == "stretch"
         stored = Stored(*_square(input), seen.channels, stretch, range, readings)
-        return {"target": stored}, {"ranges": {"target": asdict(range)}, "side": seen.side, "warnings": _doubts(seen, range)}
+        return {"target": stored}, {
+            "ranges": {"target": asdict(range)},
+            "side": seen.side,
+            "warnings": _doubts(seen, range, scaling),
+        }
 
     settings = [input.model_dump(mode="json"), modality, scaling.model_dump(mode="json")]
     record = _read("target", {"target": entries}, settings, plan, data, cache, emit, "/data/target/uri")
@@ -96,7 +100,7 @@ def read_pairs(
             "pairs-target": Stored(height, width, target.array.shape[1], stretch, range, readings),
         }
         ranges = {"pairs-source": asdict(RGB), "pairs-target": asdict(range)}
-        return stored, {"ranges": ranges, "side": seen.side, "scale": scale, "warnings": _doubts(seen, range)}
+        return stored, {"ranges": ranges, "side": seen.side, "scale": scale, "warnings": _doubts(seen, range, scaling)}
 
     settings = [
         input.model_dump(mode="json"),
@@ -233,7 +237,7 @@ def _images(cache: Path, record: dict[str, Any], column: str, reference: Any, em
     return Images(array, facts["names"], range, record["facts"]["side"], facts["sha256"])
 
 
-def _doubts(seen: Survey, range: Range) -> list[list[str]]:
+def _doubts(seen: Survey, range: Range, scaling: Scaling) -> list[list[str]]:
     """What the user should look at, as [code, message]."""
     doubts = []
     if seen.mixed:
@@ -243,6 +247,10 @@ def _doubts(seen: Survey, range: Range) -> list[list[str]]:
             f"98% of the readings lie in {seen.p1:g} to {seen.p99:g}, under {NARROW:.0%} of what becomes 0 to 1 ({range.words})"
         )
         doubts.append(["narrow_scaling", f"{message}; set `scaling`"])
+    if scaling.no_reading is None and seen.bits != 8:
+        for value, message in seen.alone.items():
+            remedy = "set `scaling.no_reading`" if value.is_integer() and abs(value) <= 65535 else "write NaN there"
+            doubts.append(["no_reading_unset", f"{message}; if it means that nothing was measured, {remedy}"])
     return doubts
 
 

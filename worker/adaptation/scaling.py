@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,8 @@ from worker.adaptation.decoding import UnreadableError, bits_of, decode
 SAMPLE = 200
 """Images of a set that are looked at: enough for the percentiles to settle, and seconds to decode."""
 READINGS_AN_IMAGE = 4096
+ALONE_SHARE = 0.01
+"""Of readings that are one value: from here on it decides the percentiles."""
 FARTHEST_MILLIMETRES = 20_000
 MILLIMETRES_SHOWN = 10_000
 FARTHEST_METRES = 100
@@ -32,8 +34,8 @@ class Readings:
 @dataclass(frozen=True)
 class Survey:
     """Of a sample. bits: 8, 16, or 32 for floats. channels: 1 or 3, the more frequent. mixed: in words, if the images
-    differ in either. least, largest, p1, p99: of the raw readings. side, aspect: medians of the shorter side and of width /
-    height."""
+    differ in either. least, largest, p1, p99: of the raw readings. alone: what `_alone` finds. side, aspect: medians of the shorter
+    side and of width / height."""
 
     bits: int
     channels: int
@@ -42,6 +44,7 @@ class Survey:
     largest: float
     p1: float
     p99: float
+    alone: Mapping[float, str]
     side: float
     aspect: float
 
@@ -87,12 +90,38 @@ def survey(entries: Sequence[Entry], readings: Readings) -> Survey | None:
         for name, values in (("bits", {b for b, _ in kinds}), ("channels", {c for _, c in kinds}))
         if len(values) > 1
     ]
-    p1, p99 = np.percentile(np.concatenate(raw), [1, 99]) if raw else (0.0, 0.0)
+    sample = np.concatenate(raw) if raw else np.zeros(1)
+    p1, p99 = np.percentile(sample, [1, 99])
     side = float(np.median([min(shape) for shape in shapes]))
     aspect = float(np.median([w / h for h, w in shapes]))
     return Survey(
-        bits, channels, "; ".join(differ), min(least, default=0.0), max(largest, default=0.0), float(p1), float(p99), side, aspect
+        bits,
+        channels,
+        "; ".join(differ),
+        min(least, default=0.0),
+        max(largest, default=0.0),
+        float(p1),
+        float(p99),
+        _alone(sample),
+        side,
+        aspect,
     )
+
+
+def _alone(sample: np.ndarray) -> dict[float, str]:
+    """The least and the largest value of the sample, each if ALONE_SHARE of it or more is exactly that, and it is farther from the
+    others than these are apart: no sensor's readings lie so, those that are cut off least of all. In words by value."""
+    ends = [float(sample.min()), float(sample.max())]
+    between = sample[(sample > ends[0]) & (sample < ends[1])]
+    if not between.size:
+        return {}
+    p1, p99 = (float(value) for value in np.percentile(between, [1, 99]))
+    found = {}
+    for value, nearest in zip(ends, (p1, p99), strict=True):
+        share = float((sample == value).mean())
+        if share >= ALONE_SHARE and abs(value - nearest) > p99 - p1:
+            found[value] = f"{share:.1%} of the readings are exactly {value:g}, and of the others 98% lie in {p1:g} to {p99:g}"
+    return found
 
 
 def measured(array: np.ndarray, readings: Readings) -> np.ndarray:
