@@ -17,7 +17,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -160,16 +160,14 @@ class Cache:
             raise Problem("cache_full", detail, needed=size + beside, limit=self.most)
         gone: list[Path] = []
         try:
-            with self._counting():
+            with self._counting(), ExitStack() as locks:
                 entries = self._entries()
                 excess = sum(entries.values()) + self._reserved(room, gone) + size - self.most
-                for key in sorted(entries, key=self._used_at):
-                    if excess <= 0:
-                        break
-                    if self._evict(key, gone):
-                        excess -= entries[key]
-                if excess > 0:
-                    raise NotYetError(f"{excess} bytes of the cache are in use by other jobs")
+                idle = self._idle(entries, excess, locks)
+                lacking = excess - sum(entries[key] for key in idle)
+                if lacking > 0:
+                    raise NotYetError(f"{lacking} bytes of the cache are in use by other jobs")
+                self._evict(idle, gone)
                 room.note(size)
         finally:
             for place in gone:  # beside the lock: it may be many files
@@ -180,12 +178,10 @@ class Cache:
         if not self.aside.is_dir():
             return
         gone: list[Path] = []
-        with self._counting():
+        with self._counting(), ExitStack() as locks:
             entries = self._entries()
             excess = sum(entries.values()) + self._reserved(None, gone) - self.most
-            for key in sorted(entries, key=self._used_at):
-                if excess > 0 and self._evict(key, gone):
-                    excess -= entries[key]
+            self._evict(self._idle(entries, excess, locks), gone)
         for place in gone:
             shutil.rmtree(place, ignore_errors=True)
         for path in self.locks.iterdir():  # of what could not be fetched
@@ -224,14 +220,23 @@ class Cache:
             gone.append(place)
         return total
 
-    def _evict(self, key: str, gone: list[Path]) -> bool:
-        """False: it is in use."""
-        if (lock := self._lock(key, fcntl.LOCK_EX)) is None:
-            return False
-        with lock:
+    def _idle(self, entries: dict[str, int], excess: int, locks: ExitStack) -> list[str]:
+        """Those that nobody uses, the least recently used first, until they make up for the excess; their locks are taken."""
+        found = []
+        for key in sorted(entries, key=self._used_at):
+            if excess <= 0:
+                break
+            if (lock := self._lock(key, fcntl.LOCK_EX)) is not None:
+                locks.enter_context(lock)
+                found.append(key)
+                excess -= entries[key]
+        return found
+
+    def _evict(self, keys: list[str], gone: list[Path]) -> None:
+        """Their locks are held."""
+        for key in keys:
             place = self.aside / uuid.uuid4().hex
             (self.entries / key).rename(place)
             (self.locks / key).unlink()
-        gone.append(place)
-        log.info("the cache lets go of an entry", key=key)
-        return True
+            gone.append(place)
+            log.info("the cache lets go of an entry", key=key)

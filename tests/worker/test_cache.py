@@ -101,6 +101,16 @@ def test_what_is_in_use_stays_and_the_job_waits_for_it(cache: Cache):
     assert kept(cache) == {"b"}
 
 
+def test_what_would_not_make_enough_room_stays(cache: Cache):
+    in_use = hold(cache, "a", of(600))
+    hold(cache, "b", of(200)).close()
+    with pytest.raises(NotYetError, match="100 bytes"):
+        hold(cache, "c", of(500))
+    assert kept(cache) == {"a", "b"}
+    hold(cache, "b").close()
+    in_use.close()
+
+
 def test_what_waits_for_room_is_not_fetched_again_before_there_is_as_much_as_it_lacked(cache: Cache):
     fetched = []
 
