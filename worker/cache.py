@@ -80,6 +80,12 @@ class Room:
         self._noted = size
 
 
+def on_disk(path: Path) -> int:
+    """The bytes that a file or folder takes there: whole blocks, or, where a disk packs it, what is in it."""
+    status = path.stat()
+    return max(status.st_size, status.st_blocks * 512)
+
+
 class Cache:
     """What it found no room for while it filled an entry, it makes room for first when it is asked again: so a job that waits
     does not fetch again what would be thrown away again."""
@@ -138,8 +144,9 @@ class Cache:
             if key in self._lacked:
                 room.need(self._lacked[key])
             version = fill(room)
-            size = sum(path.stat().st_size for path in room.files.rglob("*") if path.is_file())
             room.scratch.unlink(missing_ok=True)
+            size = sum(on_disk(path) for path in room.files.rglob("*"))
+            room.need(size)
             (room.place / "meta.json").write_text(json.dumps({"size": size, "version": version}))
             os.sync()  # a rename that outlives its content would be an entry with holes
             with self._counting():
