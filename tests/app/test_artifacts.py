@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.app.conftest import claim, publish, safetensors, submit
 from tests.conftest import Service
@@ -57,6 +61,55 @@ def test_a_download_that_is_wanted_of_one_file_alone_gives_no_other(service: Ser
     known = asked(If_Match=etag, If_None_Match=etag)
     assert known.status_code == 304
     assert {name: known.headers[name] for name in ("etag", "cache-control")} == {
+        name: whole.headers[name] for name in ("etag", "cache-control")
+    }
+
+
+BEFORE, AFTER = "Sun, 06 Nov 1994 08:49:37 GMT", "Fri, 31 Dec 2100 23:59:59 GMT"
+
+
+@pytest.fixture
+def far_from_greenwich(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("far_from_greenwich")
+def test_a_download_may_be_wanted_only_if_it_is_as_old_as_a_date_or_only_if_it_is_newer(
+    service: Service, request_body: dict[str, Any]
+) -> None:
+    """RFC 9110, 13.1.3 and 13.1.4, and the three forms of a date in 5.6.7: all of Greenwich, wherever the service runs."""
+    url = submit(service.client, request_body, safetensors()).headers["location"] + "/model"
+    publish(service, claim(service))
+    whole = service.client.get(url)
+    etag, same = whole.headers["etag"], whole.headers["last-modified"]
+    of_old = [BEFORE, "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"]
+    as_written = parsedate_to_datetime(same).strftime("%a %b %e %H:%M:%S %Y")
+
+    def asked(method: str = "GET", **headers: str) -> int:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return service.client.request(method, url, headers=named).status_code
+
+    for method in ("GET", "HEAD"):
+        for date in of_old:
+            assert asked(method, If_Unmodified_Since=date) == 412, date
+            assert asked(method, If_Modified_Since=date) == 200, date
+        for date in (same, as_written, AFTER):
+            assert asked(method, If_Unmodified_Since=date) == 200, date
+            assert asked(method, If_Modified_Since=date) == 304, date
+    assert asked(Range="bytes=0-1", If_Range=as_written) == 206
+    assert asked(Range="bytes=0-1", If_Unmodified_Since=BEFORE) == 412
+    assert service.client.get(url, headers={"If-Unmodified-Since": BEFORE}).json()["code"] == "precondition_failed"
+    for none in ("yesterday", "", f"{BEFORE}, {AFTER}", "Fri, 31 Dec 9999 23:59:59 -0100"):
+        assert asked(If_Unmodified_Since=none, If_Modified_Since=none) == 200, f"{none!r} is no date"
+    assert asked(If_Match=etag, If_Unmodified_Since=BEFORE) == 200, "where both are sent, the ETag decides"
+    assert asked(If_None_Match='"another"', If_Modified_Since=AFTER) == 200
+    assert asked(If_Unmodified_Since=BEFORE, If_Modified_Since=AFTER) == 412
+    unchanged = service.client.get(url, headers={"If-Modified-Since": same})
+    assert {name: unchanged.headers[name] for name in ("etag", "cache-control")} == {
         name: whole.headers[name] for name in ("etag", "cache-control")
     }
 
