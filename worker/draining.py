@@ -13,6 +13,7 @@ from app.jobs import lifecycle
 from app.jobs.lifecycle import Claim
 from app.jobs.table import Worker
 from worker import supervisor
+from worker.beside import Call
 from worker.process import WorkerProcess
 from worker.tracking import exports
 
@@ -27,8 +28,12 @@ def drain(worker: WorkerProcess) -> int:
         if (free := worker.free_bytes()) < worker.settings.min_free_bytes:
             log.warning("no job is taken: the disk is too full", free_bytes=free, wanted=worker.settings.min_free_bytes)
             return ran
+        call = Call(lambda: claim_next(worker), "claim")
+        if not _ended(call, worker):
+            log.warning("the database does not answer and the worker stops")
+            return ran
         try:
-            claim = claim_next(worker)
+            claim = call.result()
         except supervisor.AWAY as error:
             log.warning("the database is away: housekeeping wakes a worker when it is back", error=str(error)[:300])
             return ran
@@ -43,6 +48,17 @@ def drain(worker: WorkerProcess) -> int:
             worker.job_id = None
         ran += 1
     return ran
+
+
+def _ended(call: Call[Claim | None], worker: WorkerProcess) -> bool:
+    """Waits for it. False: the worker is to stop, and it takes too long; if a job is claimed after all, its lease is left to run out."""
+    until = None
+    while not call.ended(supervisor.TICK_S):
+        if worker.stop_asked:
+            until = until or time.monotonic() + supervisor.ANSWER_S
+            if time.monotonic() > until:
+                return False
+    return True
 
 
 def claim_next(worker: WorkerProcess) -> Claim | None:
