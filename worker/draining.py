@@ -29,7 +29,9 @@ def drain(worker: WorkerProcess) -> int:
             log.warning("no job is taken: the disk is too full", free_bytes=free, wanted=worker.settings.min_free_bytes)
             return ran
         call = Call(lambda: claim_next(worker), "claim")
-        if not _ended(call, worker):
+        if not supervisor.answered(
+            call, worker, supervisor.TICK_S
+        ):  # a job that is claimed after all waits for its lease to run out
             log.warning("the database does not answer and the worker stops")
             return ran
         try:
@@ -48,17 +50,6 @@ def drain(worker: WorkerProcess) -> int:
             worker.job_id = None
         ran += 1
     return ran
-
-
-def _ended(call: Call[Claim | None], worker: WorkerProcess) -> bool:
-    """Waits for it. False: the worker is to stop, and it takes too long; if a job is claimed after all, its lease is left to run out."""
-    until = None
-    while not call.ended(supervisor.TICK_S):
-        if worker.stop_asked:
-            until = until or time.monotonic() + supervisor.ANSWER_S
-            if time.monotonic() > until:
-                return False
-    return True
 
 
 def claim_next(worker: WorkerProcess) -> Claim | None:
