@@ -75,9 +75,15 @@ POSTGRESQL = {
 """libpq's, in seconds, and the last in milliseconds: a connection whose other end is gone without a word (a machine that lost its
 power, a firewall that forgot it) fails within a minute, in place of a quarter of an hour or never."""
 
+ANSWER_S = 30.0
+"""For one statement of a request, as SQLite has for its lock. A server that hangs while its machine lives acknowledges every packet: TCP
+finds nothing wrong, and libpq waits for ever."""
+
 
 class Database:
-    def __init__(self, url: str) -> None:
+    """answer_s: see ANSWER_S; None waits for as long as it takes, as an index that is built or a long deletion does."""
+
+    def __init__(self, url: str, answer_s: float | None = None) -> None:
         self.url = sa.make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         if self.is_sqlite and self.url.database:
@@ -93,6 +99,10 @@ class Database:
         if self.is_sqlite:
             event.listen(self.engine, "connect", _prepare_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
+        elif answer_s is not None:
+            from app import bounded  # its driver is not there where only SQLite is
+
+            event.listen(self.engine, "do_connect", lambda _, __, args, given: bounded.connect(answer_s, *args, **given))
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
         # READ COMMITTED looks anew at each statement, inside a transaction or not: without one, a look is two round trips less.
         looking = self.engine if self.is_sqlite else self.engine.execution_options(isolation_level="AUTOCOMMIT")

@@ -58,7 +58,9 @@ CODES: dict[str, Code] = {
         416, "The range lies outside the file", "Ask for a range below the size that Content-Range names."
     ),
     "precondition_failed": Code(
-        412, "The file is another than If-Match names", "Leave If-Match out, or give it the ETag that `detail` names."
+        412,
+        "The file is another than If-Match names, or newer than If-Unmodified-Since",
+        "Leave the header out, or give it what `detail` names.",
     ),
     "idempotency_conflict": Code(
         409,

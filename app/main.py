@@ -12,7 +12,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import health, logs, observability, problems, tracing
+from app import database, health, logs, observability, problems, tracing
 from app.artifacts import routes as artifacts
 from app.blobs import open_blobs
 from app.broker import make_celery
@@ -23,6 +23,7 @@ from app.datasets import routes as datasets
 from app.datasets.schemas import DatasetDescription
 from app.ids import new_id
 from app.jobs import routes as jobs
+from app.probes import Probes
 from app.schema import require_current
 from app.settings import Settings, Telemetry
 from app.source_models import routes as source_models
@@ -39,7 +40,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.db = Database(settings.sqlalchemy_url)
+        app.state.db = Database(settings.sqlalchemy_url, database.ANSWER_S)
         require_current(app.state.db)
         app.state.blobs.prepare()
         yield
@@ -65,6 +66,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.blobs = open_blobs(settings)
     app.state.celery = make_celery(settings)
+    app.state.probes = Probes()
+    app.state.readiness = health.Readiness(app.state)
     app.state.metrics = observability.Metrics(app.state)
     app.add_middleware(RequestId)
     app.add_middleware(observability.Counted, metrics=app.state.metrics)

@@ -4,10 +4,8 @@ scrape. No label holds anything that a client chooses: routes are templates, met
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated, Any
@@ -25,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.database import Tenant
 from app.jobs import queries
 from app.jobs.states import Status
+from app.probes import Question
 
 LIMIT_S = 5.0
 """For the database, of the ten seconds that Prometheus gives a scrape by default."""
@@ -109,36 +108,22 @@ class Counts:
 
 
 class Stored:
-    """What SQL says. Scrapes at the same time share one answer, so a database that hangs costs one thread, not one a scrape."""
+    """What SQL says."""
 
     def __init__(self, state: State) -> None:
         self.state = state
-        self._lock = threading.Lock()
-        self._answer: Future[Counts] | None = None
+        self._question = Question(self._counts, "metrics")
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
         return families(None)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         try:
-            counts = self._asked().result(LIMIT_S)
+            counts = self._question.put().result(LIMIT_S)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with the database is what the gauge tells
             log.warning("metrics: the database did not answer", error=f"{type(error).__name__}: {error}"[:300])
             counts = None
         return families(counts)
-
-    def _asked(self) -> Future[Counts]:
-        with self._lock:
-            if self._answer is None or self._answer.done():
-                self._answer = Future()
-                threading.Thread(target=self._ask, args=(self._answer,), name="metrics", daemon=True).start()
-            return self._answer
-
-    def _ask(self, answer: Future[Counts]) -> None:
-        try:
-            answer.set_result(self._counts())
-        except Exception as error:  # noqa: BLE001 - collect() tells it
-            answer.set_exception(error)
 
     def _counts(self) -> Counts:
         with self.state.db.read() as session:
@@ -185,9 +170,9 @@ def families(counts: Counts | None) -> Iterator[GaugeMetricFamily]:
     response_class=PlainTextResponse,
     responses={200: {"content": {"application/openmetrics-text": {"schema": {"type": "string"}}}}},
 )
-def metrics(request: Request, accept: Annotated[str, Header()] = "") -> Response:
+async def metrics(request: Request, accept: Annotated[str, Header()] = "") -> Response:
     """In Prometheus's text format, or OpenMetrics where `Accept` asks for it. 200 also while the database is away: then
     `modalbridge_database_up` is 0 and what only the database knows is left out."""
     encode, media_type = choose_encoder(accept)
-    watched: Any = request.app.state.metrics
-    return Response(encode(watched.registry), media_type=media_type)
+    state: Any = request.app.state
+    return Response(await state.probes.tell(lambda: encode(state.metrics.registry)), media_type=media_type)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 from starlette.datastructures import State
+from starlette.testclient import TestClient
 
+from app.main import create_app
 from app.observability import Metrics
-from tests.test_docs import table, text
+from app.settings import Settings
+from tests.test_docs import ROOT, blocks, table, text
 from worker.gpus import Gpus
 from worker.invariants import INVARIANTS
 from worker.metrics import LOST, WorkerMetrics
@@ -100,6 +104,21 @@ def test_the_page_tells_of_every_invariant_that_a_query_watches():
 def test_the_page_tells_of_every_cause_of_a_loss():
     page = text("docs/monitoring.md").partition("Why an attempt was lost")[2].partition("## ")[0]
     assert {cause for cause in LOST if not cause.startswith("SIG")} <= set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+
+
+def test_the_targets_on_the_page_are_names_that_the_front_ends_answer_by(tmp_path: Path):
+    jobs = [yaml.safe_load(block) for block in blocks(ROOT / "docs/monitoring.md", "yaml")]
+    by_name, by_address = [
+        [target for group in job[0]["static_configs"] for target in group["targets"]] for job in jobs if isinstance(job, list)
+    ]
+    (line,) = re.findall(r"^    MODALBRIDGE_HOSTS=(.*)$", text("docs/monitoring.md"), re.MULTILINE)
+
+    def codes(targets: list[str], hosts: str) -> set[int]:
+        client = TestClient(create_app(Settings(data_dir=tmp_path, hosts=hosts)))
+        return {client.get("/metrics", headers={"Host": target}).status_code for target in targets}
+
+    assert len(by_name) == len(by_address) == 2
+    assert (codes(by_name, ""), codes(by_name, line), codes(by_address, "")) == ({403}, {200}, {200})
 
 
 def test_the_page_tells_of_every_alert():

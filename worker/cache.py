@@ -17,7 +17,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -80,6 +80,12 @@ class Room:
         self._noted = size
 
 
+def on_disk(path: Path) -> int:
+    """The bytes that a file or folder takes there: whole blocks, or, where a disk packs it, what is in it."""
+    status = path.stat()
+    return max(status.st_size, status.st_blocks * 512)
+
+
 class Cache:
     """What it found no room for while it filled an entry, it makes room for first when it is asked again: so a job that waits
     does not fetch again what would be thrown away again."""
@@ -138,8 +144,9 @@ class Cache:
             if key in self._lacked:
                 room.need(self._lacked[key])
             version = fill(room)
-            size = sum(path.stat().st_size for path in room.files.rglob("*") if path.is_file())
             room.scratch.unlink(missing_ok=True)
+            size = sum(on_disk(path) for path in room.files.rglob("*"))
+            room.need(size)
             (room.place / "meta.json").write_text(json.dumps({"size": size, "version": version}))
             os.sync()  # a rename that outlives its content would be an entry with holes
             with self._counting():
@@ -160,16 +167,14 @@ class Cache:
             raise Problem("cache_full", detail, needed=size + beside, limit=self.most)
         gone: list[Path] = []
         try:
-            with self._counting():
+            with self._counting(), ExitStack() as locks:
                 entries = self._entries()
                 excess = sum(entries.values()) + self._reserved(room, gone) + size - self.most
-                for key in sorted(entries, key=self._used_at):
-                    if excess <= 0:
-                        break
-                    if self._evict(key, gone):
-                        excess -= entries[key]
-                if excess > 0:
-                    raise NotYetError(f"{excess} bytes of the cache are in use by other jobs")
+                idle = self._idle(entries, excess, locks)
+                lacking = excess - sum(entries[key] for key in idle)
+                if lacking > 0:
+                    raise NotYetError(f"{lacking} bytes of the cache are in use by other jobs")
+                self._evict(idle, gone)
                 room.note(size)
         finally:
             for place in gone:  # beside the lock: it may be many files
@@ -180,12 +185,10 @@ class Cache:
         if not self.aside.is_dir():
             return
         gone: list[Path] = []
-        with self._counting():
+        with self._counting(), ExitStack() as locks:
             entries = self._entries()
             excess = sum(entries.values()) + self._reserved(None, gone) - self.most
-            for key in sorted(entries, key=self._used_at):
-                if excess > 0 and self._evict(key, gone):
-                    excess -= entries[key]
+            self._evict(self._idle(entries, excess, locks), gone)
         for place in gone:
             shutil.rmtree(place, ignore_errors=True)
         for path in self.locks.iterdir():  # of what could not be fetched
@@ -224,14 +227,23 @@ class Cache:
             gone.append(place)
         return total
 
-    def _evict(self, key: str, gone: list[Path]) -> bool:
-        """False: it is in use."""
-        if (lock := self._lock(key, fcntl.LOCK_EX)) is None:
-            return False
-        with lock:
+    def _idle(self, entries: dict[str, int], excess: int, locks: ExitStack) -> list[str]:
+        """Those that nobody uses, the least recently used first, until they make up for the excess; their locks are taken."""
+        found = []
+        for key in sorted(entries, key=self._used_at):
+            if excess <= 0:
+                break
+            if (lock := self._lock(key, fcntl.LOCK_EX)) is not None:
+                locks.enter_context(lock)
+                found.append(key)
+                excess -= entries[key]
+        return found
+
+    def _evict(self, keys: list[str], gone: list[Path]) -> None:
+        """Their locks are held."""
+        for key in keys:
             place = self.aside / uuid.uuid4().hex
             (self.entries / key).rename(place)
             (self.locks / key).unlink()
-        gone.append(place)
-        log.info("the cache lets go of an entry", key=key)
-        return True
+            gone.append(place)
+            log.info("the cache lets go of an entry", key=key)

@@ -13,6 +13,7 @@ from app.jobs import lifecycle
 from app.jobs.lifecycle import Claim
 from app.jobs.table import Worker
 from worker import supervisor
+from worker.beside import Call
 from worker.process import WorkerProcess
 from worker.tracking import exports
 
@@ -27,8 +28,14 @@ def drain(worker: WorkerProcess) -> int:
         if (free := worker.free_bytes()) < worker.settings.min_free_bytes:
             log.warning("no job is taken: the disk is too full", free_bytes=free, wanted=worker.settings.min_free_bytes)
             return ran
+        call = Call(lambda: claim_next(worker), "claim")
+        if not supervisor.answered(
+            call, worker, supervisor.TICK_S
+        ):  # a job that is claimed after all waits for its lease to run out
+            log.warning("the database does not answer and the worker stops")
+            return ran
         try:
-            claim = claim_next(worker)
+            claim = call.result()
         except supervisor.AWAY as error:
             log.warning("the database is away: housekeeping wakes a worker when it is back", error=str(error)[:300])
             return ran

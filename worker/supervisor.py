@@ -383,13 +383,9 @@ class Attempt:
                 time.sleep(self.tick_s)
 
     def _await(self, call: Call[object]) -> None:
-        """Until it has ended. Raises DatabaseAwayError if the worker is to stop and the database hangs."""
-        asked_at: float | None = None
-        while not call.ended(self.tick_s):
-            if self.worker.stop_asked:
-                asked_at = asked_at or time.monotonic()
-                if time.monotonic() - asked_at > ANSWER_S:
-                    raise DatabaseAwayError
+        """Raises DatabaseAwayError."""
+        if not answered(call, self.worker, self.tick_s):
+            raise DatabaseAwayError
 
     # What it is given -----------------------------------------------------------------------------------------------
 
@@ -422,6 +418,17 @@ class Attempt:
             raise GaveUpError
         if time.monotonic() - self.began_at > (limit := self.settings.job_time_limit_s):
             raise Problem("time_limit", f"its data were not fetched within {limit:g} s, the most that an attempt may take")
+
+
+def answered(call: Call[object], worker: WorkerProcess, tick_s: float) -> bool:
+    """Waits for a call to the database. False: the worker is to stop, and the database hangs."""
+    asked_at: float | None = None
+    while not call.ended(tick_s):
+        if worker.stop_asked:
+            asked_at = asked_at or time.monotonic()
+            if time.monotonic() - asked_at > ANSWER_S:
+                return False
+    return True
 
 
 def signal_name(number: int) -> str:

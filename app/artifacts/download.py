@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from datetime import datetime
 from secrets import token_hex
 
 import structlog
@@ -17,6 +15,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.blobs import BlobsAwayError, Reading
+from app.conditional import date_of, http_date
 from app.errors import Problem
 
 MOST_RANGES = 100
@@ -58,11 +57,10 @@ def answer(
     headers: dict[str, str],
 ) -> Response:
     """read(start, end) opens the file, which is of `size` bytes. The first part is opened here, so that a store that does
-    not answer can still be told. Raises Problem range_not_satisfiable, and what read() raises."""
-    written_at = written_at.astimezone(UTC).replace(microsecond=0)
+    not answer can still be told. written_at: in whole seconds of UTC. Raises Problem range_not_satisfiable, and what read() raises."""
     headers = headers | {
         "ETag": etag,
-        "Last-Modified": written_at.strftime("%a, %d %b %Y %H:%M:%S GMT"),
+        "Last-Modified": http_date(written_at),
         "Accept-Ranges": "bytes",
     }
     if request.method == "HEAD":  # of which Range asks nothing
@@ -117,11 +115,7 @@ def _outside(header: str, size: int) -> Problem:
 
 def _still(if_range: str | None, etag: str, written_at: datetime) -> bool:
     """Whether the client's part is of this very file."""
-    if if_range is None or if_range == etag:
-        return True
-    with suppress(ValueError, OverflowError):  # a date that no calendar has, or none at all
-        return parsedate_to_datetime(if_range).astimezone(UTC) == written_at
-    return False
+    return if_range is None or if_range == etag or date_of(if_range) == written_at
 
 
 def _several(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
@@ -10,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from app.artifacts.download import answer
 from app.artifacts.table import Artifact
 from app.blobs import Reading
-from app.conditional import is_another, matches
+from app.conditional import Conditions, http_date
 from app.errors import Problem
 from app.jobs import queries, service
 from app.jobs.schemas import ArtifactView
@@ -29,7 +30,7 @@ _FILE = {
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     },
     206: {"description": "The range asked for."},
-    304: {"description": "You have this file: its sha256 is in If-None-Match."},
+    304: {"description": "You have this file: its sha256 is in If-None-Match, or it is no newer than If-Modified-Since."},
 } | documented("not_found", "job_not_succeeded", "precondition_failed", "range_not_satisfiable", "blobs_unavailable")
 
 
@@ -56,8 +57,7 @@ def download(
     job_id: str,
     name: str,
     tenant: Tenant,
-    if_match: Annotated[str | None, Header()] = None,
-    if_none_match: Annotated[str | None, Header()] = None,
+    conditions: Annotated[Conditions, Header()],
 ) -> Response:
     with request.app.state.db.read() as session:
         artifact = queries.artifact(session, tenant, job_id, name)
@@ -67,9 +67,10 @@ def download(
             raise Problem("job_not_succeeded", f"{job.id} is {job.status}")
         raise Problem("not_found", f"{job.id} has no artifact {name[:100]!r}{_refused(job, name)}")
     etag = f'"{artifact.sha256}"'
-    if is_another(if_match, etag):
-        raise Problem("precondition_failed", f"the ETag of {artifact.name} is {etag}")
-    if matches(if_none_match, etag):
+    written_at = artifact.created_at.astimezone(UTC).replace(microsecond=0)
+    if conditions.refuse(etag, written_at):
+        raise Problem("precondition_failed", f"the ETag of {artifact.name} is {etag}, and it is of {http_date(written_at)}")
+    if conditions.know(etag, written_at):
         return Response(status_code=304, headers={"ETag": etag, "Cache-Control": _CACHED})
     blobs, key = request.app.state.blobs, artifact.blob_key
     style = "inline" if artifact.media_type.startswith("text/html") else "attachment"
@@ -86,7 +87,7 @@ def download(
         size=artifact.size,
         media_type=artifact.media_type,
         etag=etag,
-        written_at=artifact.created_at,
+        written_at=written_at,
         headers={
             "Content-Disposition": f'{style}; filename="{artifact.name}"',
             "Cache-Control": _CACHED,
@@ -111,8 +112,7 @@ def model(
     request: Request,
     job_id: str,
     tenant: Tenant,
-    if_match: Annotated[str | None, Header()] = None,
-    if_none_match: Annotated[str | None, Header()] = None,
+    conditions: Annotated[Conditions, Header()],
 ) -> Response:
     """The adapted model's weights, safetensors. artifacts/model.json says how to load them."""
-    return download(request, job_id, MODEL, tenant, if_match, if_none_match)
+    return download(request, job_id, MODEL, tenant, conditions)

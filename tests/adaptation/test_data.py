@@ -157,6 +157,65 @@ def test_a_scaling_that_leaves_almost_nothing_is_warned_of(tmp_path):
     assert "narrow_scaling" in events.warned
 
 
+# A value that may mean that nothing was measured
+
+
+def with_a_patch(value: float, share: float = 0.05, dtype: type = np.uint16, n: int = 8) -> np.ndarray:
+    """n images [32, 32] of 20000 to 24000, so large a share of each at the value."""
+    arrays = np.linspace(20000, 24000, n * 32 * 32).reshape(n, 32, 32).astype(dtype)
+    arrays.reshape(n, -1)[:, : round(share * 1024)] = value
+    return arrays
+
+
+LOWEST = float(np.finfo(np.float32).min)
+
+
+@pytest.mark.parametrize(
+    ("modality", "value", "dtype", "remedy"),
+    [
+        ("infrared", 0, np.uint16, "set `scaling.no_reading`"),
+        ("infrared", 65535, np.uint16, "set `scaling.no_reading`"),
+        ("infrared", -9999, np.float32, "set `scaling.no_reading`"),
+        ("infrared", LOWEST, np.float32, "NaN"),
+        ("depth", 65535, np.uint16, "set `scaling.no_reading`"),
+    ],
+)
+def test_many_pixels_of_one_value_far_from_all_others_are_warned_of(modality, value, dtype, remedy, tmp_path):
+    _, events = stored_of(tmp_path, with_a_patch(value, dtype=dtype), modality=modality)
+    (message,) = [one.message for one in events.of("warning") if one.code == "no_reading_unset"]
+    assert f"5.0% of the readings are exactly {value:g}" in message and remedy in message
+
+
+def test_both_ends_may_mean_that_nothing_was_measured(tmp_path):
+    arrays = with_a_patch(0)
+    arrays[:, -2:] = 65535
+    _, events = stored_of(tmp_path, arrays)
+    first, second = [one.message for one in events.of("warning") if one.code == "no_reading_unset"]
+    assert "exactly 0" in first and "exactly 65535" in second
+
+
+def test_a_set_that_says_what_means_no_reading_is_not_warned_of(tmp_path):
+    _, events = stored_of(tmp_path, with_a_patch(0), {"no_reading": 0})
+    assert not events.of("warning")
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        np.clip(np.linspace(0, 80000, 8 * 1024), 0, 65535).reshape(8, 32, 32).astype(np.uint16),
+        np.clip(np.linspace(-3000, 9000, 8 * 1024), 0, None).reshape(8, 32, 32).astype(np.uint16),
+        with_a_patch(0, share=0.005),
+        with_a_patch(18000),
+        np.full((8, 32, 32), 500, np.uint16),
+        np.where(np.arange(8 * 1024) % 2, 40000, 0).reshape(8, 32, 32).astype(np.uint16),
+    ],
+    ids=["too bright for the sensor", "too dark", "a few pixels", "not far", "one value", "two values"],
+)
+def test_readings_that_are_cut_off_or_few_are_not_taken_for_none(arrays, tmp_path):
+    _, events = stored_of(tmp_path, arrays)
+    assert "no_reading_unset" not in events.warned
+
+
 # Readings below 0
 
 

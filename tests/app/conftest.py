@@ -1,9 +1,10 @@
-"""What the front end can be given without torch: a well-formed file of weights, a small data set."""
+"""What the front end can be given without torch: a well-formed file of weights, a small data set; and what a worker does to a job."""
 
 from __future__ import annotations
 
 import json
 import struct
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from PIL import Image
 
 from app.database import EMBEDDED_TENANT, Database
 from app.ids import new_id
+from app.jobs import lifecycle
 from app.source_models.table import SourceModel
+from tests.conftest import Service
 
 
 def safetensors(values: int = 4, seed: int = 0) -> bytes:
@@ -64,6 +67,31 @@ def submit(client: httpx.Client, body: dict[str, Any], file: bytes | None = None
     if file is not None:
         parts["source_model"] = ("model.safetensors", file, "application/octet-stream")
     return client.post("/jobs", files=parts, headers=headers)
+
+
+def claim(service: Service) -> lifecycle.Claim:
+    with service.db.write() as session:
+        claimed = lifecycle.claim_next(session, "worker_a", lease=timedelta(seconds=30), now=service.db.now(session))
+    assert claimed is not None
+    return claimed
+
+
+def publish(service: Service, claimed: lifecycle.Claim, content: bytes = b"weights") -> None:
+    with service.blobs.stage() as staged:
+        staged.write(content)
+        key = f"jobs/{claimed.job_id}/1/model.safetensors"
+        service.blobs.keep(staged, key)
+    artifact = {
+        "name": "model.safetensors",
+        "media_type": "application/octet-stream",
+        "size": len(content),
+        "sha256": staged.sha256,
+        "blob_key": key,
+    }
+    with service.db.write() as session:
+        assert lifecycle.succeed(
+            session, claimed, result={"verdict": "deploy"}, artifacts=[artifact], now=service.db.now(session)
+        )
 
 
 @pytest.fixture

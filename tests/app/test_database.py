@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
 
 from app.database import EMBEDDED_TENANT, Database, Tenant
 
@@ -40,6 +41,39 @@ def test_a_connection_that_was_looked_through_writes_in_transactions_again(datab
         session.execute(sa.update(Tenant).values(stored_bytes=8))
     with database.read() as session:
         assert session.scalar(STORED) == 8
+
+
+@pytest.mark.postgres
+def test_a_statement_is_waited_for_no_longer_than_the_limit_and_its_answer_is_not_taken_for_anothers(
+    new_database_url: Callable[[str], str],
+):
+    url = new_database_url("postgres")
+    slow = sa.text("SELECT 'slow' FROM pg_sleep(1.5)")
+    db = Database(url, answer_s=0.5)
+    for transaction in (db.read, db.write):
+        with pytest.raises(OperationalError, match="timeout") as caught, transaction() as session:
+            session.scalar(slow)
+        assert caught.value.connection_invalidated, "and with it all that the pool has: they may hang as well"
+        with transaction() as session:
+            assert session.scalar(sa.select(sa.literal("quick"))) == "quick"
+    db.dispose()
+    patient = Database(url)
+    with patient.read() as session:
+        assert session.scalar(slow) == "slow"
+    patient.dispose()
+
+
+@pytest.mark.postgres
+def test_an_error_of_a_statement_leaves_its_connection_alive(new_database_url: Callable[[str], str]):
+    db = Database(new_database_url("postgres"), answer_s=30)
+    with db.write() as session:
+        connection = session.connection().connection.dbapi_connection
+        with pytest.raises(sa.exc.DBAPIError), session.begin_nested():
+            session.execute(sa.text("SET LOCAL statement_timeout = '50ms'"))
+            session.execute(sa.text("SELECT pg_sleep(5)"))
+        assert session.scalar(sa.select(sa.literal("quick"))) == "quick"
+        assert session.connection().connection.dbapi_connection is connection
+    db.dispose()
 
 
 @pytest.mark.postgres

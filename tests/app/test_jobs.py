@@ -7,44 +7,15 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from typing import Any
 
-import httpx
 import pytest
 import sqlalchemy as sa
 
 from app.jobs import lifecycle
 from app.jobs.table import Job
-from tests.app.conftest import safetensors, submit
+from tests.app.conftest import claim, publish, safetensors, submit
 from tests.conftest import Service, serving
-
-LEASE = timedelta(seconds=30)
-
-
-def claim(service: Service) -> lifecycle.Claim:
-    with service.db.write() as session:
-        claimed = lifecycle.claim_next(session, "worker_a", lease=LEASE, now=service.db.now(session))
-    assert claimed is not None
-    return claimed
-
-
-def publish(service: Service, claimed: lifecycle.Claim, content: bytes = b"weights") -> None:
-    with service.blobs.stage() as staged:
-        staged.write(content)
-        key = f"jobs/{claimed.job_id}/1/model.safetensors"
-        service.blobs.keep(staged, key)
-    artifact = {
-        "name": "model.safetensors",
-        "media_type": "application/octet-stream",
-        "size": len(content),
-        "sha256": staged.sha256,
-        "blob_key": key,
-    }
-    with service.db.write() as session:
-        assert lifecycle.succeed(
-            session, claimed, result={"verdict": "deploy"}, artifacts=[artifact], now=service.db.now(session)
-        )
 
 
 def test_one_multipart_call_submits_everything(service: Service, request_body: dict[str, Any]) -> None:
@@ -285,67 +256,6 @@ def test_delete_takes_the_artifacts_along(service: Service, request_body: dict[s
     assert not [path for path in service.blobs.kept.rglob("*") if path.is_file() and "jobs" in path.parts]
     assert service.client.delete(f"/source-models/{model}").status_code == 204
     assert not [path for path in service.blobs.kept.rglob("*") if path.is_file()]
-
-
-def test_the_model_downloads_whole_by_range_and_by_etag(service: Service, request_body: dict[str, Any]) -> None:
-    url = submit(service.client, request_body, safetensors()).headers["location"]
-    early = service.client.get(url + "/model")
-    assert early.status_code == 409 and early.json()["code"] == "job_not_succeeded"
-    content = bytes(range(256)) * 1000
-    publish(service, claim(service), content)
-    whole = service.client.get(url + "/model")
-    assert whole.content == content and int(whole.headers["content-length"]) == len(content)
-    listed = service.client.get(url + "/artifacts").json()["data"][0]
-    assert whole.headers["etag"] == f'"{listed["sha256"]}"' and listed["size"] == len(content)
-    head = service.client.head(url + "/model")
-    assert head.status_code == 200 and not head.content and head.headers["content-length"] == str(len(content))
-    for other in ("Fri, 31 Dec 9999 23:59:59 -0100", "Fri, 31 Dec 99999999999999999999 23:59:59 GMT", "yesterday"):
-        answer = service.client.get(listed["url"], headers={"Range": "bytes=100-299", "If-Range": other})
-        assert (answer.status_code, answer.content) == (200, whole.content), "a part of another file, as far as this says"
-    part = service.client.get(listed["url"], headers={"Range": "bytes=100-299", "If-Range": whole.headers["etag"]})
-    assert part.status_code == 206 and part.content == content[100:300]
-    assert part.headers["content-range"] == f"bytes 100-299/{len(content)}"
-    tail = service.client.get(listed["url"], headers={"Range": "bytes=-10"})
-    assert tail.content == content[-10:]
-    beyond = service.client.get(listed["url"], headers={"Range": f"bytes={len(content)}-"})
-    assert beyond.status_code == 416 and beyond.json()["code"] == "range_not_satisfiable"
-    known = service.client.get(url + "/model", headers={"If-None-Match": whole.headers["etag"]})
-    assert known.status_code == 304 and not known.content
-    assert service.client.get(url + "/artifacts/nothing").json()["code"] == "not_found"
-    assert service.client.get(url + "/artifacts/..%2f..%2fmodalbridge.db").status_code == 404
-
-
-def test_a_download_that_is_wanted_of_one_file_alone_gives_no_other(service: Service, request_body: dict[str, Any]) -> None:
-    """RFC 9110, 13.1.1 and 15.4.5."""
-    url = submit(service.client, request_body, safetensors()).headers["location"] + "/model"
-    publish(service, claim(service))
-    whole = service.client.get(url)
-    etag = whole.headers["etag"]
-
-    def asked(method: str = "GET", **headers: str) -> httpx.Response:
-        return service.client.request(method, url, headers={name.replace("_", "-"): value for name, value in headers.items()})
-
-    for same in (etag, f'"another", {etag}', "*"):
-        assert asked(If_Match=same).content == b"weights"
-    for method in ("GET", "HEAD"):
-        for another in ('"another"', f"W/{etag}"):
-            assert asked(method, If_Match=another, If_None_Match=etag, Range="bytes=0-1").status_code == 412
-    assert asked(If_Match='"another"').json()["code"] == "precondition_failed"
-    known = asked(If_Match=etag, If_None_Match=etag)
-    assert known.status_code == 304
-    assert {name: known.headers[name] for name in ("etag", "cache-control")} == {
-        name: whole.headers[name] for name in ("etag", "cache-control")
-    }
-
-
-def test_a_file_that_is_gone_from_the_store_is_not_found(service: Service, request_body: dict[str, Any]) -> None:
-    """Deleted between the look at its row and the reading, or lost with a restore: no fault of the service's code."""
-    job = submit(service.client, request_body, safetensors()).json()
-    publish(service, claim(service))
-    (key,) = (key for key in service.blobs.keys_older_than(-60) if job["id"] in key)
-    service.blobs.delete(key)
-    answer = service.client.get(f"/jobs/{job['id']}/model")
-    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
 def test_events_are_paged_and_streamed(service: Service, request_body: dict[str, Any]) -> None:

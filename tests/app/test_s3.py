@@ -16,9 +16,8 @@ import pytest
 from app.blobs import BlobsAwayError
 from app.blobs.s3 import PART_BYTES, S3Blobs
 from app.settings import Settings
-from tests.app.conftest import safetensors, submit
+from tests.app.conftest import claim, publish, safetensors, submit
 from tests.app.test_blobs import CONTENT, KEY, kept, read
-from tests.app.test_jobs import claim, publish
 from tests.app.test_source_models import upload
 from tests.conftest import Service, serving
 from tests.s3 import Bucket

@@ -22,9 +22,8 @@ from app.jobs.states import Status
 from app.settings import Settings
 from app.source_models import queries
 from app.source_models.table import SourceModel
-from tests.app.conftest import safetensors, submit
+from tests.app.conftest import claim, publish, safetensors, submit
 from tests.app.test_datasets import upload as upload_dataset
-from tests.app.test_jobs import claim, publish
 from tests.app.test_source_models import files_in, upload
 from tests.conftest import BOTH, Service, serving
 

@@ -17,12 +17,15 @@ from worker.beside import NotYetError
 from worker.cache import Cache, Held, Room
 
 fork = multiprocessing.get_context("spawn")
+BLOCK = 4096
+"""Sizes are in blocks of a disk."""
 
 
-def of(size: int, content: bytes = b"x") -> Callable[[Room], str]:
+def of(size: int, content: bytes = b"x", files: int = 1) -> Callable[[Room], str]:
     def fill(room: Room) -> str:
-        room.need(size)
-        (room.files / "image.png").write_bytes(content * size)
+        room.need(size * BLOCK)
+        for number in range(files):
+            (room.files / f"{number}.png").write_bytes(content * (size * BLOCK // files))
         return f"v-{content.decode()}"
 
     return fill
@@ -42,14 +45,14 @@ def kept(cache: Cache) -> set[str]:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
-    return Cache(tmp_path / "cache", 1000)
+    return Cache(tmp_path / "cache", 1000 * BLOCK)
 
 
 def test_an_entry_is_filled_once_and_says_what_it_is(cache: Cache):
     first = hold(cache, "a", of(10))
     second = hold(cache, "a")
-    assert (second.folder / "image.png").read_bytes() == b"x" * 10
-    assert (first.folder, first.size, first.version) == (second.folder, 10, "v-x")
+    assert (second.folder / "0.png").read_bytes() == b"x" * 10 * BLOCK
+    assert (first.folder, first.size, first.version) == (second.folder, 10 * BLOCK, "v-x")
     first.close()
     second.close()
     first.close()
@@ -73,7 +76,7 @@ def test_an_entry_that_is_damaged_is_filled_anew(cache: Cache, damage: Callable[
     hold(cache, "a", of(10)).close()
     damage(cache.entries / "a" / "meta.json")
     again = hold(cache, "a", of(10, b"y"))
-    assert (again.folder / "image.png").read_bytes() == b"y" * 10
+    assert (again.folder / "0.png").read_bytes() == b"y" * 10 * BLOCK
     again.close()
 
 
@@ -93,12 +96,35 @@ def test_the_least_recently_used_goes_first(cache: Cache):
 
 def test_what_is_in_use_stays_and_the_job_waits_for_it(cache: Cache):
     held = hold(cache, "a", of(600))
-    with pytest.raises(NotYetError, match="200 bytes"):
+    with pytest.raises(NotYetError, match=f"{200 * BLOCK} bytes"):
         hold(cache, "b", of(600))
-    assert kept(cache) == {"a"} and (held.folder / "image.png").exists()
+    assert kept(cache) == {"a"} and (held.folder / "0.png").exists()
     held.close()
     hold(cache, "b", of(600)).close()
     assert kept(cache) == {"b"}
+
+
+def test_many_small_files_count_as_what_they_take_on_the_disk(cache: Cache):
+    held = hold(cache, "a", of(1, files=600))
+    with pytest.raises(NotYetError):
+        hold(cache, "b", of(1, files=600))
+    assert kept(cache) == {"a"} and list(cache.aside.iterdir()) == []
+    held.close()
+    hold(cache, "b", of(1, files=600)).close()
+    assert kept(cache) == {"b"}
+    with pytest.raises(Problem) as caught:
+        hold(cache, "c", of(1, files=1100))
+    assert caught.value.code == "cache_full"
+
+
+def test_what_would_not_make_enough_room_stays(cache: Cache):
+    in_use = hold(cache, "a", of(600))
+    hold(cache, "b", of(200)).close()
+    with pytest.raises(NotYetError, match=f"{100 * BLOCK} bytes"):
+        hold(cache, "c", of(500))
+    assert kept(cache) == {"a", "b"}
+    hold(cache, "b").close()
+    in_use.close()
 
 
 def test_what_waits_for_room_is_not_fetched_again_before_there_is_as_much_as_it_lacked(cache: Cache):
@@ -107,8 +133,8 @@ def test_what_waits_for_room_is_not_fetched_again_before_there_is_as_much_as_it_
     def growing(room: Room) -> str:
         fetched.append(1)
         for size in (300, 600):
-            room.grow(size)
-            (room.files / "image.png").write_bytes(b"x" * size)
+            room.grow(size * BLOCK)
+            (room.files / "image.png").write_bytes(b"x" * size * BLOCK)
         return "v"
 
     others = [hold(cache, key, of(size)) for key, size in (("a", 500), ("b", 150))]
@@ -117,7 +143,7 @@ def test_what_waits_for_room_is_not_fetched_again_before_there_is_as_much_as_it_
             hold(cache, "c", growing)
     assert len(fetched) == 1
     others[1].close()
-    with pytest.raises(NotYetError, match="100 bytes"):
+    with pytest.raises(NotYetError, match=f"{100 * BLOCK} bytes"):
         hold(cache, "c", growing)
     others[0].close()
     hold(cache, "c", growing).close()
@@ -127,7 +153,7 @@ def test_what_waits_for_room_is_not_fetched_again_before_there_is_as_much_as_it_
 def test_what_a_job_needs_beyond_the_whole_cache_fails_it(cache: Cache):
     with pytest.raises(Problem) as caught:
         hold(cache, "a", of(1001))
-    assert caught.value.code == "cache_full" and caught.value.context == {"needed": 1001, "limit": 1000}
+    assert caught.value.code == "cache_full" and caught.value.context == {"needed": 1001 * BLOCK, "limit": 1000 * BLOCK}
     held = hold(cache, "b", of(600))
     with pytest.raises(Problem) as caught:
         hold(cache, "a", of(500), beside=held.size)
@@ -137,7 +163,7 @@ def test_what_a_job_needs_beyond_the_whole_cache_fails_it(cache: Cache):
 
 def test_room_that_another_is_filling_counts(cache: Cache):
     def nested(room: Room) -> str:
-        room.need(600)
+        room.need(600 * BLOCK)
         with pytest.raises(NotYetError):
             hold(cache, "b", of(500))
         hold(cache, "c", of(400)).close()
@@ -148,7 +174,7 @@ def test_room_that_another_is_filling_counts(cache: Cache):
 
 def _fill_slowly(folder: Path, started: object, most: int) -> None:
     def fill(room: Room) -> str:
-        room.need(500)
+        room.need(500 * BLOCK)
         (room.files / "image.png").write_bytes(b"x" * 100)
         started.set()  # type: ignore[attr-defined]
         time.sleep(60)
@@ -188,7 +214,7 @@ def _fill_counted(folder: Path, key: str, tally: Path) -> None:
         (room.files / "image.png").write_bytes(b"x" * 10)
         return "v"
 
-    held = Cache(folder, 1000).hold(key, fill, lambda: None)
+    held = Cache(folder, 1000 * BLOCK).hold(key, fill, lambda: None)
     assert (held.folder / "image.png").read_bytes() == b"x" * 10
     held.close()
 
@@ -235,7 +261,7 @@ def test_tidying_keeps_to_a_cap_that_was_lowered_and_to_what_is_in_use(cache: Ca
         os.utime(cache.locks / key, (number, number))
     held = hold(cache, "a")
     (cache.aside / "half deleted").mkdir()
-    Cache(cache.folder, 500).tidy()
+    Cache(cache.folder, 500 * BLOCK).tidy()
     assert kept(cache) == {"a"} and list(cache.aside.iterdir()) == []
     held.close()
     Cache(cache.folder / "nothing", 500).tidy()

@@ -73,6 +73,28 @@ def test_a_worker_that_is_to_stop_does_so_though_the_database_hangs(
 
 
 @pytest.mark.postgres
+def test_an_idle_worker_that_is_to_stop_does_so_though_the_database_hangs(
+    of_its_own: tuple[Postgres, Embedded], monkeypatch: pytest.MonkeyPatch
+):
+    server, embedded = of_its_own
+    monkeypatch.setattr(supervisor, "ANSWER_S", 1.0)
+    worker, frozen, over = embedded.process(), threading.Event(), threading.Event()
+    assert drain(worker) == 0, "its connection is in the pool now"
+
+    def hang() -> None:
+        with server.frozen():
+            frozen.set()
+            time.sleep(2 * supervisor.TICK_S)
+            worker.stop_asked = True
+            assert over.wait(10), "it does not wait for the database"
+
+    with meanwhile(hang):
+        assert frozen.wait(10)
+        assert drain(worker) == 0
+        over.set()
+
+
+@pytest.mark.postgres
 @pytest.mark.acceptance
 def test_a_real_worker_ends_though_the_database_hangs(of_its_own: tuple[Postgres, Embedded]):
     server, embedded = of_its_own

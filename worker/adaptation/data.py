@@ -11,7 +11,7 @@ files and the settings are still the same. roots: see app.layouts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,12 @@ from pydantic import BaseModel
 from app import layouts
 from app.errors import Problem, few
 from app.references import Entry
-from app.spec import DataSpec, InputSpec
+from app.spec import DataSpec, InputSpec, Scaling
 from worker.adaptation import image_cache
 from worker.adaptation.events import DataRead, Logged, Warned
 from worker.adaptation.image_cache import Stored
 from worker.adaptation.image_sets import Images, LabelledImages, Pairs
-from worker.adaptation.scaling import Range, Survey, no_reading_value, reads_below_zero, resolve, survey
+from worker.adaptation.scaling import Range, Readings, Survey, readings_of, resolve, survey
 
 Emit = Callable[[BaseModel], None]
 Plan = Callable[[], tuple[dict[str, Stored], dict[str, Any]]]
@@ -47,14 +47,18 @@ def read_target(
     app.layouts.images does, and too_many_broken_images, too_few_images, disk_full."""
     entries = layouts.images(data.target, roots, classes=classes)
     scaling, modality = data.target.scaling, data.target.modality
-    no_reading, below_zero = no_reading_value(scaling, modality), reads_below_zero(modality)
+    readings = readings_of(scaling, modality)
 
     def plan() -> tuple[dict[str, Stored], dict[str, Any]]:
-        seen = _survey(entries, no_reading, below_zero, "/data/target/uri")
+        seen = _survey(entries, readings, "/data/target/uri")
         range = resolve(scaling, modality, seen)
         stretch = input.resize == "stretch"
-        stored = Stored(*_square(input), seen.channels, range.bits, range.gain, no_reading, stretch, range.offset, below_zero)
-        return {"target": stored}, {"ranges": {"target": asdict(range)}, "side": seen.side, "warnings": _doubts(seen, range)}
+        stored = Stored(*_square(input), seen.channels, stretch, range, readings)
+        return {"target": stored}, {
+            "ranges": {"target": asdict(range)},
+            "side": seen.side,
+            "warnings": _doubts(seen, range, scaling),
+        }
 
     settings = [input.model_dump(mode="json"), modality, scaling.model_dump(mode="json")]
     record = _read("target", {"target": entries}, settings, plan, data, cache, emit, "/data/target/uri")
@@ -80,11 +84,11 @@ def read_pairs(
     rows = layouts.pairs(data.pairs, roots, classes=classes)
     columns = {"pairs-source": [source for source, _ in rows], "pairs-target": [other for _, other in rows]}
     scaling, modality = data.pairs.scaling, data.target.modality
-    no_reading, below_zero = no_reading_value(scaling, modality), reads_below_zero(modality)
+    readings = readings_of(scaling, modality)
     stretch = input.resize == "stretch"
 
     def plan() -> tuple[dict[str, Stored], dict[str, Any]]:
-        seen = _survey(columns["pairs-target"], no_reading, below_zero, "/data/pairs/uri")
+        seen = _survey(columns["pairs-target"], readings, "/data/pairs/uri")
         range = resolve(scaling, modality, seen)
         same = (range.bits, range.gain) == (target.range.bits, target.range.gain)
         if scaling.kind == "auto" and modality == "depth" and same:
@@ -92,13 +96,11 @@ def read_pairs(
         scale = float(np.clip(seen.side / target.side, 1.0, LARGEST_SCALE))
         height, width = _rectangle(input, scale, 1.0 if stretch else float(np.clip(seen.aspect, 1 / 3, 3)))
         stored = {
-            "pairs-source": Stored(height, width, 3, 8, 1.0, None, stretch),
-            "pairs-target": Stored(
-                height, width, target.array.shape[1], range.bits, range.gain, no_reading, stretch, range.offset, below_zero
-            ),
+            "pairs-source": Stored(height, width, 3, stretch, RGB, Readings()),
+            "pairs-target": Stored(height, width, target.array.shape[1], stretch, range, readings),
         }
         ranges = {"pairs-source": asdict(RGB), "pairs-target": asdict(range)}
-        return stored, {"ranges": ranges, "side": seen.side, "scale": scale, "warnings": _doubts(seen, range)}
+        return stored, {"ranges": ranges, "side": seen.side, "scale": scale, "warnings": _doubts(seen, range, scaling)}
 
     settings = [
         input.model_dump(mode="json"),
@@ -128,14 +130,13 @@ def read_evaluation(
     if data.evaluation is None:
         raise ValueError("the specification has no evaluation set")
     entries = layouts.labelled(data.evaluation, classes, roots)
-    modality = data.target.modality
-    no_reading, below_zero = no_reading_value(data.target.scaling, modality), reads_below_zero(modality)
+    readings = readings_of(data.target.scaling, data.target.modality)
     range, channels = target.range, target.array.shape[1]
 
     def plan() -> tuple[dict[str, Stored], dict[str, Any]]:
-        seen = _survey(entries, no_reading, below_zero, "/data/evaluation/uri")
+        seen = _survey(entries, readings, "/data/evaluation/uri")
         stretch = input.resize == "stretch"
-        stored = Stored(*_square(input), channels, range.bits, range.gain, no_reading, stretch, range.offset, below_zero)
+        stored = Stored(*_square(input), channels, stretch, range, readings)
         doubts = []
         if (min(seen.bits, 16), seen.channels) != (range.bits, channels):
             message = (
@@ -144,7 +145,7 @@ def read_evaluation(
             doubts = [["evaluation_differs", message]]
         return {"evaluation": stored}, {"ranges": {"evaluation": asdict(range)}, "side": seen.side, "warnings": doubts}
 
-    settings = [input.model_dump(mode="json"), no_reading, below_zero, asdict(range), channels]
+    settings = [input.model_dump(mode="json"), *astuple(readings), asdict(range), channels]
     record = _read("evaluation", {"evaluation": entries}, settings, plan, data, cache, emit, "/data/evaluation/uri")
     dropped = set(record["dropped"])
     index = {name: i for i, name in enumerate(classes)}
@@ -182,8 +183,8 @@ def _read(
     return record
 
 
-def _survey(entries: Sequence[Entry], no_reading: int | None, below_zero: bool, pointer: str) -> Survey:
-    seen = survey(entries, no_reading, below_zero)
+def _survey(entries: Sequence[Entry], readings: Readings, pointer: str) -> Survey:
+    seen = survey(entries, readings)
     if seen is None:
         names = [entry.name for entry in entries]
         raise Problem(
@@ -236,7 +237,7 @@ def _images(cache: Path, record: dict[str, Any], column: str, reference: Any, em
     return Images(array, facts["names"], range, record["facts"]["side"], facts["sha256"])
 
 
-def _doubts(seen: Survey, range: Range) -> list[list[str]]:
+def _doubts(seen: Survey, range: Range, scaling: Scaling) -> list[list[str]]:
     """What the user should look at, as [code, message]."""
     doubts = []
     if seen.mixed:
@@ -246,6 +247,10 @@ def _doubts(seen: Survey, range: Range) -> list[list[str]]:
             f"98% of the readings lie in {seen.p1:g} to {seen.p99:g}, under {NARROW:.0%} of what becomes 0 to 1 ({range.words})"
         )
         doubts.append(["narrow_scaling", f"{message}; set `scaling`"])
+    if scaling.no_reading is None and seen.bits != 8:
+        for value, message in seen.alone.items():
+            remedy = "set `scaling.no_reading`" if value.is_integer() and abs(value) <= 65535 else "write NaN there"
+            doubts.append(["no_reading_unset", f"{message}; if it means that nothing was measured, {remedy}"])
     return doubts
 
 

@@ -25,7 +25,7 @@ from app.errors import Problem
 from app.references import Entry
 from worker.adaptation.decoding import UnreadableError, bits_of, decode
 from worker.adaptation.resampling import fit, fit_readings
-from worker.adaptation.scaling import measured
+from worker.adaptation.scaling import Range, Readings, measured
 
 VERSION = 4
 BROKEN_NAMED = 10
@@ -35,23 +35,19 @@ LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, a
 
 @dataclass(frozen=True)
 class Stored:
-    """How a column is stored: [channels, height, width] of uint8 or uint16, value = (raw - offset) * gain, holes filled.
-    no_reading, below_zero: see scaling.measured."""
+    """How a column is stored: [channels, height, width] of uint8 or uint16, as `range` says, holes filled."""
 
     height: int
     width: int
     channels: int
-    bits: int
-    gain: float
-    no_reading: int | None
     stretch: bool
-    offset: float = 0.0
-    below_zero: bool = True
+    range: Range
+    readings: Readings
 
     @property
     def nbytes(self) -> int:
         """Of one image."""
-        return self.height * self.width * self.channels * self.bits // 8
+        return self.height * self.width * self.channels * self.range.bits // 8
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ def prepare(entry: Entry, stored: Stored) -> Prepared:
     """Decode, convert, fill and resize one image. Raises UnreadableError."""
     raw = decode(entry.path, entry.encoding)
     h, w, channels = raw.shape
-    valid = measured(raw, stored.no_reading, stored.below_zero)
+    valid = measured(raw, stored.readings)
     whole = bool(valid.all())
     bits = bits_of(raw)
     if channels == 3 and stored.channels == 1:
@@ -79,22 +75,23 @@ def prepare(entry: Entry, stored: Stored) -> Prepared:
         planes = [raw[:, :, c] for c in range(channels)]
     out = []
     for plane in planes:
-        if whole and plane.dtype == np.uint8 and stored.bits == 8:
+        if whole and plane.dtype == np.uint8 and stored.range.bits == 8:
             out.append(fit(plane, stored.height, stored.width, stored.stretch))
             continue
-        value = _value(np.where(valid, plane, 0).astype(np.float32), bits, stored)
+        value = _value(np.where(valid, plane, 0).astype(np.float32), bits, stored.range)
         if whole:
             value = fit(value, stored.height, stored.width, stored.stretch)
         else:
             value = fit_readings(value, valid, stored.height, stored.width, stored.stretch)
-        out.append(np.clip(np.rint(value), 0, 2**stored.bits - 1).astype(np.uint8 if stored.bits == 8 else np.uint16))
+        out.append(np.clip(np.rint(value), 0, 2**stored.range.bits - 1).astype(np.uint8 if stored.range.bits == 8 else np.uint16))
     array = np.stack(out * (stored.channels // len(out)))
-    converted = min(bits, 16) != stored.bits or channels != stored.channels
+    converted = min(bits, 16) != stored.range.bits or channels != stored.channels
     return Prepared(array, (w, h), int(h * w - valid.sum()), converted, _digest(entry.path))
 
 
 def _digest(path: Path) -> bytes:
-    """Of the file and not of what is stored, whose last bits may differ between machines that take over from each other."""
+    """Of the file and not of what is stored, whose last bits may differ between machines that take over from each other. Read anew, out
+    of the system's cache: a file has no largest size, and Pillow maps plain TIFFs into memory by their names alone."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
@@ -102,20 +99,20 @@ def _digest(path: Path) -> bytes:
         raise UnreadableError("it is gone") from error
 
 
-def _value(plane: np.ndarray, bits: int, stored: Stored) -> np.ndarray:
+def _value(plane: np.ndarray, bits: int, range: Range) -> np.ndarray:
     """Readings, float32 [H, W], of so many bits, as they are stored but for the rounding."""
-    if stored.offset == 0:
-        return plane * _factor(bits, stored)
+    if range.offset == 0:
+        return plane * _factor(bits, range)
     with np.errstate(over="ignore"):  # of readings far outside, which are cut off
-        value = (plane * (257 if bits == 8 else 1) - np.float32(stored.offset)) * np.float32(stored.gain)
+        value = (plane * (257 if bits == 8 else 1) - np.float32(range.offset)) * np.float32(range.gain)
     return np.clip(value, 0, 65535)
 
 
-def _factor(bits: int, stored: Stored) -> np.float32:
+def _factor(bits: int, range: Range) -> np.float32:
     """Of a reading of so many bits among images stored in others."""
-    if bits == 32 or stored.gain != 1:
-        return np.float32(stored.gain / (257 if stored.bits == 8 else 1))
-    return np.float32({(8, 16): 257.0, (16, 8): 1 / 257}.get((bits, stored.bits), 1.0))
+    if bits == 32 or range.gain != 1:
+        return np.float32(range.gain / (257 if range.bits == 8 else 1))
+    return np.float32({(8, 16): 257.0, (16, 8): 1 / 257}.get((bits, range.bits), 1.0))
 
 
 def key_of(columns: Sequence[Sequence[Entry]], settings: Any) -> str:
@@ -193,7 +190,7 @@ def store(
 def _write_header(file: BinaryIO, stored: Stored, count: int) -> int:
     """The .npy header for so many images; NumPy pads it so that it is as long for any count. Returns its length."""
     file.seek(0)
-    dtype = np.dtype(np.uint8 if stored.bits == 8 else np.uint16)
+    dtype = np.dtype(np.uint8 if stored.range.bits == 8 else np.uint16)
     shape = (count, stored.channels, stored.height, stored.width)
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)

@@ -11,7 +11,7 @@ from worker.adaptation import preprocessing, shot_checkpoint
 from worker.adaptation.ensemble import Ensemble
 from worker.adaptation.image_sets import Images
 from worker.adaptation.job import Adapted, Job
-from worker.adaptation.scaling import no_reading_value
+from worker.adaptation.scaling import readings_of
 from worker.adaptation.source_model import Classifier
 
 IN_0_TO_1 = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
@@ -71,7 +71,7 @@ def sensor(job: Job, target: Images, translated: bool) -> dict[str, Any]:
         "gain": range.gain,
         "low": range.low,
         "high": range.high,
-        "no_reading": no_reading_value(reference.scaling, reference.modality),
+        "no_reading": readings_of(reference.scaling, reference.modality).no_reading,
         "steps": [step["words"] for step in preprocessing.steps(job, translated)],
     }
 

@@ -7,7 +7,7 @@ from typing import Any
 from app.spec import FORMATS, AdaptationSpec, Format, InputSpec, TargetReference
 from worker.adaptation.image_sets import Images
 from worker.adaptation.job import Adapted, Job
-from worker.adaptation.scaling import Range, no_reading_value, reads_below_zero
+from worker.adaptation.scaling import Range, readings_of
 
 Step = dict[str, Any]
 
@@ -43,11 +43,11 @@ def steps_of(target: Images, reference: TargetReference, input: InputSpec, sourc
     range, channels = target.range, target.array.shape[1]
     side = round(input.size / input.crop_ratio)
     found = [_read(range, channels)]
-    no_reading = no_reading_value(reference.scaling, reference.modality)
-    if no_reading is not None:
-        negative = "" if reads_below_zero(reference.modality) else ", nor is one below 0"
-        words = f"Raw value {no_reading} is no reading{negative}: fill it from its neighbours."
-        found.append({"step": "fill", "no_reading": no_reading, "words": words})
+    readings = readings_of(reference.scaling, reference.modality)
+    if readings.no_reading is not None:
+        negative = "" if readings.below_zero else ", nor is one below 0"
+        words = f"Raw value {readings.no_reading} is no reading{negative}: fill it from its neighbours."
+        found.append({"step": "fill", "no_reading": readings.no_reading, "words": words})
     found += _resize(side, stretch=input.resize == "stretch")
     found += [
         {"step": "round", "words": "Round to whole numbers."},

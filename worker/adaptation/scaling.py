@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,16 +15,27 @@ from worker.adaptation.decoding import UnreadableError, bits_of, decode
 SAMPLE = 200
 """Images of a set that are looked at: enough for the percentiles to settle, and seconds to decode."""
 READINGS_AN_IMAGE = 4096
+ALONE_SHARE = 0.01
+"""Of readings that are one value: from here on it decides the percentiles."""
 FARTHEST_MILLIMETRES = 20_000
 MILLIMETRES_SHOWN = 10_000
 FARTHEST_METRES = 100
 
 
 @dataclass(frozen=True)
+class Readings:
+    """Which raw values of a sensor are readings. no_reading: the one that means "nothing was measured", if there is one. below_zero:
+    whether a value below 0 is a reading: of a temperature it is; of depth it says that there is none."""
+
+    no_reading: int | None = None
+    below_zero: bool = True
+
+
+@dataclass(frozen=True)
 class Survey:
     """Of a sample. bits: 8, 16, or 32 for floats. channels: 1 or 3, the more frequent. mixed: in words, if the images
-    differ in either. least, largest, p1, p99: of the raw readings. side, aspect: medians of the shorter side and of width /
-    height."""
+    differ in either. least, largest, p1, p99: of the raw readings. alone: what `_alone` finds. side, aspect: medians of the shorter
+    side and of width / height."""
 
     bits: int
     channels: int
@@ -33,6 +44,7 @@ class Survey:
     largest: float
     p1: float
     p99: float
+    alone: Mapping[float, str]
     side: float
     aspect: float
 
@@ -50,13 +62,12 @@ class Range:
     offset: float = 0.0
 
 
-def survey(entries: Sequence[Entry], no_reading: int | None, below_zero: bool) -> Survey | None:
-    """A look at up to SAMPLE of the images, evenly spaced. no_reading, below_zero: see `measured`. None if not one of the images can
-    be read."""
+def survey(entries: Sequence[Entry], readings: Readings) -> Survey | None:
+    """A look at up to SAMPLE of the images, evenly spaced. None if not one of them can be read."""
     picked = np.unique(np.linspace(0, len(entries) - 1, min(SAMPLE, len(entries))).astype(int))
     kinds: list[tuple[int, int]] = []
     shapes: list[tuple[int, int]] = []
-    readings: list[np.ndarray] = []
+    raw: list[np.ndarray] = []
     least, largest = [], []
     for entry in (entries[i] for i in picked):
         try:
@@ -65,11 +76,11 @@ def survey(entries: Sequence[Entry], no_reading: int | None, below_zero: bool) -
             continue
         kinds.append((bits_of(array), array.shape[2]))
         shapes.append(array.shape[:2])
-        found = array[measured(array, no_reading, below_zero)].ravel()
+        found = array[measured(array, readings)].ravel()
         if found.size:
             least.append(float(found.min()))
             largest.append(float(found.max()))
-            readings.append(found[:: max(1, found.size // READINGS_AN_IMAGE)].copy())  # a view would keep the image
+            raw.append(found[:: max(1, found.size // READINGS_AN_IMAGE)].copy())  # a view would keep the image
     if not kinds:
         return None
     bits = max(b for b, _ in kinds)
@@ -79,31 +90,53 @@ def survey(entries: Sequence[Entry], no_reading: int | None, below_zero: bool) -
         for name, values in (("bits", {b for b, _ in kinds}), ("channels", {c for _, c in kinds}))
         if len(values) > 1
     ]
-    p1, p99 = np.percentile(np.concatenate(readings), [1, 99]) if readings else (0.0, 0.0)
+    sample = np.concatenate(raw) if raw else np.zeros(1)
+    p1, p99 = np.percentile(sample, [1, 99])
     side = float(np.median([min(shape) for shape in shapes]))
     aspect = float(np.median([w / h for h, w in shapes]))
     return Survey(
-        bits, channels, "; ".join(differ), min(least, default=0.0), max(largest, default=0.0), float(p1), float(p99), side, aspect
+        bits,
+        channels,
+        "; ".join(differ),
+        min(least, default=0.0),
+        max(largest, default=0.0),
+        float(p1),
+        float(p99),
+        _alone(sample),
+        side,
+        aspect,
     )
 
 
-def measured(array: np.ndarray, no_reading: int | None, below_zero: bool) -> np.ndarray:
+def _alone(sample: np.ndarray) -> dict[float, str]:
+    """The least and the largest value of the sample, each if ALONE_SHARE of it or more is exactly that, and it is farther from the
+    others than these are apart: no sensor's readings lie so, those that are cut off least of all. In words by value."""
+    ends = [float(sample.min()), float(sample.max())]
+    between = sample[(sample > ends[0]) & (sample < ends[1])]
+    if not between.size:
+        return {}
+    p1, p99 = (float(value) for value in np.percentile(between, [1, 99]))
+    found = {}
+    for value, nearest in zip(ends, (p1, p99), strict=True):
+        share = float((sample == value).mean())
+        if share >= ALONE_SHARE and abs(value - nearest) > p99 - p1:
+            found[value] = f"{share:.1%} of the readings are exactly {value:g}, and of the others 98% lie in {p1:g} to {p99:g}"
+    return found
+
+
+def measured(array: np.ndarray, readings: Readings) -> np.ndarray:
     """bool [H, W]: where array [H, W, C] holds a reading, that is a finite value other than no_reading in any channel, and one that
     is not below 0 unless below_zero."""
     valid = np.ones(array.shape[:2], dtype=bool) if array.dtype != np.float32 else np.isfinite(array).all(axis=2)
-    if not below_zero and array.dtype in (np.float32, np.int32):
+    if not readings.below_zero and array.dtype in (np.float32, np.int32):
         valid &= (array >= 0).all(axis=2)
-    return valid if no_reading is None else valid & (array != no_reading).any(axis=2)
+    return valid if readings.no_reading is None else valid & (array != readings.no_reading).any(axis=2)
 
 
-def no_reading_value(scaling: Scaling, modality: Modality) -> int | None:
-    """The raw value that means "nothing was measured", or None."""
-    return scaling.no_reading if scaling.no_reading is not None else 0 if modality == "depth" else None
-
-
-def reads_below_zero(modality: Modality) -> bool:
-    """Whether a value below 0 is a reading: of a temperature it is; of depth it says that there is none."""
-    return modality != "depth"
+def readings_of(scaling: Scaling, modality: Modality) -> Readings:
+    if modality == "depth":
+        return Readings(scaling.no_reading or 0, below_zero=False)
+    return Readings(scaling.no_reading)
 
 
 def resolve(scaling: Scaling, modality: Modality, seen: Survey) -> Range:
