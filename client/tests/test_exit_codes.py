@@ -8,6 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from command import run, started
 from conftest import Jobs
 from faults import Proxy, damaged, instead, renamed
@@ -112,3 +114,28 @@ def test_a_reader_that_goes_away_is_141(service: Service, jobs: Jobs) -> None:
         listing.stdout.close()
         assert listing.wait(20) == Exit.CUT_OFF
         assert listing.stderr.read() == b""
+
+
+@pytest.mark.parametrize("which", ["stdout", "stderr"])
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(("watch", "--json"), Exit.USAGE), (("watch",), Exit.USAGE), (("show", "job_none", "--json"), Exit.REFUSED)],
+)
+def test_output_that_cannot_be_written_never_looks_like_a_failed_job(
+    service: Service, jobs: Jobs, words: tuple[str, ...], code: Exit, which: str
+) -> None:
+    job_id = jobs.succeeded()
+    given = (words[0], job_id, *words[1:]) if words[0] == "watch" else words
+    other = "stderr" if which == "stdout" else "stdout"
+    with Path("/dev/full").open("wb") as full:
+        with started(service.url, *given, **{which: full, other: subprocess.PIPE}) as process:
+            said = process.communicate(timeout=20)
+    assert process.returncode == code, said
+    assert b"Traceback" not in (said[1] or b"")
+
+
+@pytest.mark.parametrize("which", ["stdout", "stderr"])
+def test_a_reader_of_a_refusal_that_goes_away_is_141(service: Service, which: str) -> None:
+    with started(service.url, "show", "job_none", "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as refused:
+        getattr(refused, which).close()
+        assert refused.wait(20) == Exit.CUT_OFF
