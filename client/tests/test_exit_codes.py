@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +141,11 @@ def test_a_reader_of_a_refusal_that_goes_away_is_141(service: Service, which: st
     with started(service.url, "show", "job_none", "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as refused:
         getattr(refused, which).close()
         assert refused.wait(20) == Exit.CUT_OFF
+
+
+def test_a_stream_that_is_closed_takes_everything(service: Service, jobs: Jobs) -> None:
+    job_id = jobs.queued()
+    for words, code in (("show", job_id), Exit.DONE), (("show", "job_none", "--json"), Exit.REFUSED):
+        for number in (1, 2):
+            with started(service.url, *words, preexec_fn=partial(os.close, number)) as process:
+                assert process.wait(20) == code

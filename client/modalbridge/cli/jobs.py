@@ -101,7 +101,7 @@ def show(job_id: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None
         print_json(job.raw)
         return
     for name, value in _facts(job):
-        print_line(f"{name:<13}{value}")
+        print_line(f"{name:<13}" + value.replace("\n", f"\n{'':<13}"))  # no line of it passes for another fact
 
 
 def _facts(job: Job) -> list[tuple[str, str]]:
