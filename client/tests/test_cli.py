@@ -21,7 +21,7 @@ from app.jobs import events, lifecycle, queries
 from app.jobs.table import Job
 from command import run, started
 from conftest import CLIENT, Jobs
-from faults import Proxy, instead
+from faults import Proxy, instead, late
 from modalbridge.cli.app import app
 from modalbridge.cli.exits import Exit
 from tests.archives import made, of_folder
@@ -300,11 +300,21 @@ def test_doctor_sees_clocks_that_differ_and_what_is_no_service(proxy: Proxy) -> 
     proxy.faults += [("GET /readyz", instead(200, {"Date": "Thu, 01 Jan 2026 00:00:00 GMT"}, ready))]
     done = run(proxy.url, "doctor")
     assert done.exit_code == Exit.REFUSED and "FAIL  clock" in done.stdout and "NTP" in done.stdout
+    proxy.faults += [("GET /readyz", instead(200, {"Date": "Sun, 01 Jan 2090 00:00:00 GMT"}, ready))]
+    assert "FAIL  clock" in run(proxy.url, "doctor").stdout
     proxy.faults += [("GET /healthz", instead(200, body=b"<html>"))]
     assert run(proxy.url, "doctor").exit_code == Exit.UNREACHABLE
     proxy.faults += [("GET /readyz", instead(500, body=b"oh"))]
     done = run(proxy.url, "doctor")
     assert done.exit_code == Exit.REFUSED and "FAIL  ready" in done.stdout
+
+
+def test_doctor_does_not_take_a_slow_answer_for_another_clock(
+    proxy: Proxy, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modalbridge.cli.doctor.SKEW_S", 1)
+    proxy.faults += [("GET /readyz", late(3.5))]
+    assert "ok    clock" in run(proxy.url, "doctor").stdout
 
 
 def test_help_version_and_completion_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
