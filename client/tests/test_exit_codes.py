@@ -40,6 +40,31 @@ def test_usage_is_2(service: Service, tmp_path: Path, job_file: Path, weights: P
     assert (tmp_path / "there").read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize("key", ["cl\xe9", "a\nb", "\udcff"])
+def test_a_key_that_no_header_can_hold_is_2(service: Service, job_file: Path, key: str) -> None:
+    done = run(service.url, "submit", job_file, "--model", "model_x", "--idempotency-key", key)
+    assert done.exit_code == Exit.USAGE and "idempotency key" in done.stderr
+
+
+def test_words_that_are_no_text_are_2(service: Service, job_file: Path) -> None:
+    for words in (
+        ("show", "\udcff"),
+        ("ls", "--label", "team:\udcff"),
+        ("datasets", "rm", "\udcff"),
+        ("models", "rm", "\udcff"),
+        ("webhooks", "test", "\udcff"),
+    ):
+        done = run(service.url, *words)
+        assert done.exit_code == Exit.USAGE and "is not text" in done.stderr, words
+
+
+def test_a_file_may_have_any_name(service: Service, job_file: Path, request_body: dict[str, Any], weights: Path) -> None:
+    odd = weights.rename(weights.with_name("caf\udce9.safetensors"))
+    assert run(service.url, "submit", job_file, "--weights", odd).exit_code == Exit.DONE
+    job_file.write_text(json.dumps(request_body | {"name": "\udcff", "source_model": {"id": "model_x"}}))
+    assert run(service.url, "submit", job_file).exit_code == Exit.REFUSED
+
+
 def test_a_failed_job_is_1_and_a_cancelled_one_6(service: Service, jobs: Jobs) -> None:
     claim = jobs.running()
     jobs.fail(claim)

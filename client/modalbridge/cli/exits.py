@@ -65,6 +65,7 @@ _CODES: tuple[tuple[type[Exception], Exit], ...] = (
     (ConnectionFailed, Exit.UNREACHABLE),
     (UnexpectedAnswer, Exit.UNREACHABLE),
     (UsageError, Exit.USAGE),
+    (UnicodeEncodeError, Exit.USAGE),
     (OSError, Exit.USAGE),
 )
 
@@ -121,7 +122,8 @@ def _document(error: Exception) -> dict[str, Any]:
 def _tell(error: Exception) -> None:
     problem = error.problem if isinstance(error, JobFailed) else error
     if not isinstance(problem, ProblemError):
-        say(f"error: {error}")
+        odd = isinstance(error, UnicodeEncodeError)
+        say(f"error: {error.object!r} is not text that can be sent: {error.reason}" if odd else f"error: {error}")
         return
     who = f"{error.job.id} failed: " if isinstance(error, JobFailed) else "error: "
     say(f"{who}{problem.title or problem.code}: {problem.detail}")
