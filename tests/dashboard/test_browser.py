@@ -136,6 +136,16 @@ def test_where_the_stream_is_refused_the_log_is_asked_for(changed: Shown, open_p
     expect(page.locator("#log")).to_contain_text("nobody streams this")
 
 
+def test_curves_that_could_not_be_read_are_said_to_be_so_until_they_can(changed: Shown, open_page: Open) -> None:
+    service, jobs = changed
+    page = open_page("about:blank", "503")
+    page.route("**/curves", lambda route: route.fulfill(status=503))
+    page.goto(f"{service.url}/dashboard/jobs/{jobs.queued}")
+    expect(page.locator("#no-curves")).to_contain_text("could not be read")
+    page.unroute("**/curves")
+    expect(page.locator("#no-curves")).to_contain_text("There are none yet")
+
+
 HIDE = """(hidden) => {
   Object.defineProperty(document, "hidden", { configurable: true, get: () => hidden });
   document.dispatchEvent(new Event("visibilitychange"));
