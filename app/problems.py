@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from starlette.exceptions import HTTPException
 
 from app.blobs import BlobsAwayError
 from app.errors import CODES, Problem, few
+from app.spec import LINE
 
 MEDIA_TYPE = "application/problem+json"
 log = structlog.get_logger()
@@ -65,6 +67,12 @@ def parse(model: type[M], raw: bytes, base: str = "") -> M:
         return model.model_validate_json(raw)
     except ValidationError as error:
         raise from_validation(error.errors(include_url=False), model, base) from error
+
+
+def in_one_line(text: str | None, pointer: str) -> None:
+    """Of a name or a label's value that is new. Raises Problem invalid_request."""
+    if text is not None and not re.fullmatch(LINE, text):
+        raise Problem("invalid_request", f"{text!r:.100} holds a line break or another control character", pointer=pointer)
 
 
 def from_validation(errors: Sequence[Any], model: type[BaseModel] | None, base: str = "") -> Problem:

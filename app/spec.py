@@ -26,6 +26,9 @@ SENSORS: tuple[Sensor, ...] = get_args(Sensor)
 Format = Literal["safetensors", "torch_export", "onnx"]
 FORMATS: dict[Format, str] = {"safetensors": "model.safetensors", "torch_export": "model.pt2", "onnx": "model.onnx"}
 """What an adapted model can be published as, and the artifact that it then is."""
+LINE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"
+"""No control character and no line break: a name stands in a row of lists, a label in a line of a form. Asked for of what is new alone
+(app.problems.in_one_line), as databases may hold others."""
 MOST_LABELS = 32
 """Of one job."""
 ClassName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -220,10 +223,11 @@ class Export(Strict):
 class Adaptation(Strict):
     """What a request and an engine run have in common."""
 
-    name: str | None = Field(None, max_length=200)
+    name: str | None = Field(None, max_length=200, json_schema_extra={"pattern": LINE})
     """For people: lists and reports show it."""
     labels: dict[
-        Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,63}$")], Annotated[str, StringConstraints(max_length=255)]
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,63}$")],
+        Annotated[str, Field(max_length=255, json_schema_extra={"pattern": LINE})],
     ] = Field(default_factory=dict, max_length=MOST_LABELS)
     """Lists are narrowed down by them."""
     priority: int = Field(0, ge=-100, le=100)

@@ -113,6 +113,8 @@ def running(
 ) -> Iterator[Stack]:
     """All of it, once /readyz answers 200; at the end Prometheus, workers, front end and store are asked to stop, in this order, each
     with as long as docker-compose.yml gives it. Raises RuntimeError if one does not come up."""
+    if not is_free(port):
+        raise RuntimeError(f"port {port} is taken, perhaps by a front end that runs already: make stack PORT=... takes another")
     variables = {name: os.environ.get(name, value) for name, value in SECRETS.items()} | {"MODALBRIDGE_DATA": str(data)}
     variables |= {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}
     services = compose.read(variables)["services"]

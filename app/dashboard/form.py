@@ -160,7 +160,8 @@ def request_of(texts: Mapping[str, str]) -> tuple[dict[str, Any], list[tuple[str
 
 
 def texts_of(accepted: dict[str, Any]) -> dict[str, str]:
-    """The form of a job like one that was accepted: what is at its default is left to be so. A setting's default is its preset's."""
+    """The form of a job like one that was accepted: what is at its default is left to be so, and what its field
+    could not say is of the rest. A setting's default is its preset's."""
     known = JobRequest.model_validate(accepted)
     request = known.model_dump(mode="json", exclude_defaults=True, exclude={"settings"})
     usual = Settings(preset=known.settings.preset)
@@ -174,11 +175,20 @@ def texts_of(accepted: dict[str, Any]) -> dict[str, str]:
         value: Any = request
         for part in field.pointer.split("/")[1:]:
             value = value.get(part) if isinstance(value, dict) else None
-        if value is not None:
+        if value is not None and _comes_back(field, value):
             texts[field.name] = field.show(value)
             _take(request, field.pointer)
     texts[REST.name] = REST.show(request) if request else ""
     return texts
+
+
+def _comes_back(field: Field, value: Any) -> bool:
+    """The field's text gives the value again, unlike that of a label with a line break in it."""
+    text = field.show(value)
+    try:
+        return text.strip() != "" and field.read(text) in (value, str(value))
+    except Problem:
+        return False
 
 
 def placed(faults: list[tuple[str, str]], texts: Mapping[str, str]) -> dict[str, list[str]]:

@@ -13,7 +13,7 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from app.dashboard import formats
-from app.dashboard.results import MODELS, number
+from app.dashboard.results import MODELS, VERDICTS, number, verdict
 
 STATIC = Path(__file__).parent / "static"
 HEADERS = {
@@ -39,9 +39,10 @@ environment = Environment(
 )
 environment.globals |= {
     "asset": asset,
-    "verdicts": {"deploy": "Deploy", "look_closer": "Look closer", "do_not_deploy": "Do not deploy"},
+    "verdicts": VERDICTS,
     "models": MODELS,
     "number": number,
+    "verdict": verdict,
 }
 environment.filters |= {
     "figure": formats.figure,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from app.artifacts.table import Artifact
 from app.blobs import Blobs
@@ -21,7 +22,7 @@ MIXED_UP = 20
 
 
 class _Model(BaseModel):
-    confusion: list[list[int]]
+    confusion: list[list[Annotated[int, Field(ge=0, le=2**53)]]]
     """Rows of the true class, columns of the predicted one."""
 
 

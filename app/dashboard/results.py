@@ -9,6 +9,7 @@ from typing import Any
 
 from app.dashboard.formats import figure, share
 
+VERDICTS = {"deploy": "Deploy", "look_closer": "Look closer", "do_not_deploy": "Do not deploy"}
 MODELS = {"source_only": "Source model as it is", "bridged": "Source model behind T", "adapted": "Adapted model"}
 
 
@@ -59,4 +60,15 @@ def number(found: Any, *path: str) -> float | None:
     """What lies there, if it is a number."""
     for part in path:
         found = found.get(part) if isinstance(found, dict) else None
-    return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
+    if not isinstance(found, int | float) or isinstance(found, bool):
+        return None
+    try:
+        return float(found)
+    except OverflowError:  # JSON's integers have no end
+        return None
+
+
+def verdict(result: dict[str, Any] | None) -> str | None:
+    """What the job came to, if it is one of VERDICTS."""
+    found = (result or {}).get("verdict")
+    return found if isinstance(found, str) and found in VERDICTS else None

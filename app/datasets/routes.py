@@ -13,7 +13,7 @@ from app.datasets import queries, service
 from app.datasets.schemas import DatasetDescription, DatasetView
 from app.errors import Problem
 from app.pagination import Limit, Page, id_cursor, page_by_id
-from app.problems import documented, parse
+from app.problems import documented, in_one_line, parse
 from app.tenancy import Tenant
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
@@ -73,6 +73,7 @@ async def upload(request: Request, tenant: Tenant) -> Response:
         description = DatasetDescription()
         if (text := received.texts.get("description")) is not None:
             description = await run_in_threadpool(parse, DatasetDescription, text)
+        in_one_line(description.name, "/name")
         if received.staged is None:
             raise Problem("missing_file", "no multipart part `dataset`", pointer=service.POINTER)
         dataset, new = await run_in_threadpool(

@@ -8,12 +8,13 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.method_settings import Strict
+from app.spec import LINE
 
 
 class DatasetDescription(Strict):
     """What is told of an archive beside its bytes."""
 
-    name: str | None = Field(None, min_length=1, max_length=200)
+    name: str | None = Field(None, min_length=1, max_length=200, json_schema_extra={"pattern": LINE})
     """For people."""
 
 

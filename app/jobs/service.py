@@ -21,6 +21,7 @@ from app.jobs import checkpoints, events, job_data, lifecycle, queries, queue
 from app.jobs.job_data import Finder
 from app.jobs.states import TERMINAL, Status
 from app.jobs.table import FurtherSourceModel, Job, JobDataset, JobLabel
+from app.problems import in_one_line
 from app.remote import Pin
 from app.settings import Settings
 from app.source_models import queries as source_model_queries
@@ -47,6 +48,9 @@ def submit(
     if key is not None and (known := _submitted_before(db, tenant_id, key, digest)):
         return known, False
     storage.require(db, settings, tenant_id)
+    in_one_line(request.name, "/name")
+    for name, value in request.labels.items():
+        in_one_line(value, f"/labels/{name}")
     by_id = isinstance(request.source_model, SourceModelId)
     if by_id and staged is not None:
         raise Problem("invalid_request", "both an id and a file: one source model too many", pointer="/source_model/id")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from modalbridge.errors import ConnectionFailed, ModalBridgeError, Timeout, UnexpectedAnswer
 from modalbridge.job_calls import address, page, poll
 from modalbridge.results import Event, JobState, json_object
-from modalbridge.retries import AGAIN, Retries, refusal
+from modalbridge.retries import AGAIN, Retries, refusal, retry_after
 from modalbridge.steps import Answer, Emit, Open, Read, Request, Sleep, Steps
 
 QUIET_S = 45
@@ -33,12 +33,14 @@ def events(retries: Retries, job: str | JobState, after: int, follow: bool) -> S
     while follow:
         before = seen.seq
         if barren < BARREN:
-            failure = yield from _streamed(job, seen)
+            failure, asked_s = yield from _streamed(job, seen)
             barren = barren + 1 if seen.seq == before else 0
             if isinstance(failure, UnexpectedAnswer):
                 barren = BARREN
             elif failure is not None:
-                yield Sleep(retries.pause(barren or 1))
+                if asked_s > retries.patience_s:
+                    raise failure
+                yield Sleep(retries.pause(barren or 1, asked_s))
         answer = yield from poll(retries, job, etag, BETWEEN_PAGES_S if barren >= BARREN else 0)
         if answer.status != 304:
             etag = answer.headers.get("etag", "")
@@ -58,26 +60,27 @@ def _paged(retries: Retries, job: str | JobState, seen: _Seen) -> Steps[None]:
             yield Emit(event)
 
 
-def _streamed(job: str | JobState, seen: _Seen) -> Steps[ModalBridgeError | None]:
-    """What ended the stream: None where the service did. As it is: what compresses it may hold back what does not fill a block."""
+def _streamed(job: str | JobState, seen: _Seen) -> Steps[tuple[ModalBridgeError | None, float]]:
+    """What ended the stream, None where the service did; and the seconds that the service asks to be left alone. As it is: what
+    compresses it may hold back what does not fill a block."""
     headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity", "Last-Event-ID": str(seen.seq)}
     try:
         head: Answer = yield Open(Request("GET", address(job, "events"), headers=headers, held_s=QUIET_S))
         if head.status in AGAIN:
-            return refusal(head)
+            return refusal(head), retry_after(head)
         if head.status >= 300:
             raise refusal(head)
         compressed = head.headers.get("content-encoding", "identity") != "identity"
         if compressed or not head.headers.get("content-type", "").startswith("text/event-stream"):
-            return UnexpectedAnswer("not a stream")
+            return UnexpectedAnswer("not a stream"), 0.0
         text = Stream()
         while piece := (yield Read()):
             for event in text.feed(piece):
                 seen.seq = event.seq
                 yield Emit(event)
     except (ConnectionFailed, Timeout) as error:
-        return error
-    return None
+        return error, 0.0
+    return None, 0.0
 
 
 class Stream:

@@ -30,6 +30,10 @@ def address(job: str | JobState, *below: str) -> str:
     return "/".join(["/jobs", *(quote(part, safe="") for part in (job if isinstance(job, str) else job.id, *below))])
 
 
+def fits_a_header(text: str) -> bool:
+    return text.isascii() and text.isprintable()
+
+
 def submit(
     made: Made[J],
     retries: Retries,
@@ -37,6 +41,8 @@ def submit(
     source_model: str | Path | None,
     idempotency_key: str | None,
 ) -> Steps[J]:
+    if idempotency_key is not None and not fits_a_header(idempotency_key):
+        raise ValueError(f"the idempotency key {idempotency_key!r} is not printable ASCII, as a header has to be")
     body, upload = dict(as_document(request)), None
     if isinstance(source_model, str) and _MODEL_ID.fullmatch(source_model):
         body["source_model"] = {"id": source_model}

@@ -34,7 +34,7 @@ class Retries:
 
     def pause(self, failures: int, asked_s: float = 0) -> float:
         """Seconds before the next attempt, after this many failures."""
-        grown = min(self.first_s * 2 ** (failures - 1), self.most_s)
+        grown = min(self.first_s * 2 ** min(failures - 1, 60), self.most_s)
         return max(asked_s, grown * (1 + self.jitter()) / 2)
 
 

@@ -17,6 +17,8 @@ from modalbridge.steps import Answer, Request, Send, Steps, Upload
 
 SOURCE_MODELS = "/source-models"
 DATASETS = "/datasets"
+READYZ_S = 20
+"""Database, broker, blob store and worker are asked one after the other, and each may be silent for some seconds."""
 
 
 def _address(model: str | SourceModel) -> str:
@@ -80,7 +82,7 @@ def alive() -> Steps[None]:
 
 def health() -> Steps[Health]:
     """Not being ready is an answer here, not an error. Asked once."""
-    answer: Answer = yield Send(Request("GET", "/readyz"))
+    answer: Answer = yield Send(Request("GET", "/readyz", held_s=READYZ_S))
     failure = refusal(answer) if answer.status >= 300 else None
     if failure is not None and not isinstance(failure, NotReady):
         raise failure

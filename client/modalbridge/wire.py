@@ -44,13 +44,17 @@ def arguments(request: Request, timeout: float) -> Iterator[dict[str, Any]]:
         "headers": request.headers,
         "timeout": httpx.Timeout(timeout, read=timeout + request.held_s),
     }
+    # ASCII: half a character, as a file's name of another encoding has, is then for the service to refuse.
+    document = json.dumps(request.json, allow_nan=False).encode()
     if request.upload is None:
-        yield made | ({"json": request.json} if request.json is not None else {})
+        if request.json is not None:
+            made |= {"content": document, "headers": {**request.headers, "Content-Type": "application/json"}}
+        yield made
         return
     upload = request.upload
     with upload.path.open("rb") as file:
-        document = (None, json.dumps(request.json, allow_nan=False).encode(), "application/json")
-        yield made | {"files": {upload.json_part: document, upload.file_part: (upload.path.name, file)}}
+        name = upload.path.name.encode("utf-8", "replace").decode()
+        yield made | {"files": {upload.json_part: (None, document, "application/json"), upload.file_part: (name, file)}}
 
 
 @contextmanager

@@ -134,8 +134,8 @@ class Jobs:
         assert claim is not None
         return claim
 
-    def running(self) -> lifecycle.Claim:
-        self.queued()
+    def running(self, **changes: Any) -> lifecycle.Claim:
+        self.queued(**changes)
         return self.claimed()
 
     def advance(self, claim: lifecycle.Claim, **values: Any) -> None:

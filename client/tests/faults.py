@@ -7,6 +7,7 @@ import re
 import socket
 import socketserver
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,17 @@ def silent(handler: _Handler, request: bytes) -> None:
     """Nothing comes, until the client goes away."""
     handler.connection.settimeout(10)
     handler.rfile.read(1)
+
+
+def late(seconds: float) -> Fault:
+    """The service is asked after a while."""
+
+    def fault(handler: _Handler, request: bytes) -> None:
+        time.sleep(seconds)
+        for piece in handler.answer(request):
+            handler.wfile.write(piece)
+
+    return fault
 
 
 def cut(after: int) -> Fault:

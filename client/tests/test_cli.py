@@ -18,9 +18,10 @@ from typer.testing import CliRunner
 
 from app.database import EMBEDDED_TENANT
 from app.jobs import events, lifecycle, queries
+from app.jobs.table import Job
 from command import run, started
 from conftest import CLIENT, Jobs
-from faults import Proxy, instead
+from faults import Proxy, instead, late
 from modalbridge.cli.app import app
 from modalbridge.cli.exits import Exit
 from tests.archives import made, of_folder
@@ -103,9 +104,50 @@ def test_ls_is_made_for_pipes(service: Service, jobs: Jobs) -> None:
     assert run(service.url, "ls", "--status", "frozen").exit_code == Exit.REFUSED
 
 
+def kept(jobs: Jobs, name: str, labels: dict[str, str] | None = None) -> str:
+    """A job as a database may hold it from before such names and labels were refused."""
+    job_id = jobs.queued()
+    with jobs.service.db.write() as session:
+        job = session.get_one(Job, job_id)
+        job.name, job.request = name, job.request | {"labels": labels or {}}
+    return job_id
+
+
 def test_names_cannot_move_the_cursor(service: Service, jobs: Jobs) -> None:
-    jobs.queued(name="\x1b]0;title\x07\x1b[2J innocent")
+    kept(jobs, "\x1b]0;title\x07\x1b[2J innocent")
     assert "\x1b" not in run(service.url, "ls").stdout and "innocent" in run(service.url, "ls").stdout
+
+
+def test_names_cannot_make_rows(service: Service, jobs: Jobs) -> None:
+    made = [kept(jobs, "x\njob_victim\tqueued", {"team": "a\nstatus       succeeded"}), jobs.queued()]
+    rows = [line.split("\t") for line in run(service.url, "ls").stdout.splitlines()]
+    assert [row[0] for row in rows] == made[::-1]
+    assert len({len(row) for row in rows}) == 1
+    shown = run(service.url, "show", made[0]).stdout.splitlines()
+    assert not [line for line in shown if line.startswith("job_victim")]
+    assert [line for line in shown if line.startswith("status")] == ["status       queued"]
+
+
+@pytest.mark.parametrize("charset", ["cp1252", "latin-1", "utf-8"])
+def test_a_name_that_the_charset_lacks_stops_no_command(service: Service, jobs: Jobs, charset: str) -> None:
+    name = "\N{CJK UNIFIED IDEOGRAPH-6DF1}\N{GRINNING FACE}caf\xe9"
+    claim = jobs.running(name=name)
+    for kind, words in (
+        (str, ["ls"]),
+        (str, ["show", claim.job_id]),
+        (dict, ["show", claim.job_id, "--json"]),
+        (list, ["ls", "--json"]),
+    ):
+        with started(
+            service.url, *words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, more={"PYTHONIOENCODING": charset}
+        ) as command:
+            out, err = command.communicate(timeout=20)
+        assert command.returncode == 0, err
+        if kind is str:
+            assert name.encode(charset, "backslashreplace").decode(charset) in out.decode(charset)
+        else:
+            told = json.loads(out.decode(charset))
+            assert (told if kind is dict else told[0])["name"] == name
 
 
 def test_show_tells_what_a_person_wants_to_know(service: Service, jobs: Jobs) -> None:
@@ -258,11 +300,21 @@ def test_doctor_sees_clocks_that_differ_and_what_is_no_service(proxy: Proxy) -> 
     proxy.faults += [("GET /readyz", instead(200, {"Date": "Thu, 01 Jan 2026 00:00:00 GMT"}, ready))]
     done = run(proxy.url, "doctor")
     assert done.exit_code == Exit.REFUSED and "FAIL  clock" in done.stdout and "NTP" in done.stdout
+    proxy.faults += [("GET /readyz", instead(200, {"Date": "Sun, 01 Jan 2090 00:00:00 GMT"}, ready))]
+    assert "FAIL  clock" in run(proxy.url, "doctor").stdout
     proxy.faults += [("GET /healthz", instead(200, body=b"<html>"))]
     assert run(proxy.url, "doctor").exit_code == Exit.UNREACHABLE
     proxy.faults += [("GET /readyz", instead(500, body=b"oh"))]
     done = run(proxy.url, "doctor")
     assert done.exit_code == Exit.REFUSED and "FAIL  ready" in done.stdout
+
+
+def test_doctor_does_not_take_a_slow_answer_for_another_clock(
+    proxy: Proxy, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modalbridge.cli.doctor.SKEW_S", 1)
+    proxy.faults += [("GET /readyz", late(3.5))]
+    assert "ok    clock" in run(proxy.url, "doctor").stdout
 
 
 def test_help_version_and_completion_are_there(monkeypatch: pytest.MonkeyPatch) -> None:

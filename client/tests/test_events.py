@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -10,7 +11,7 @@ from app.database import EMBEDDED_TENANT
 from app.jobs import events, queries
 from conftest import Jobs
 from faults import Proxy, compressed, cut, instead
-from modalbridge import Client, NotFound
+from modalbridge import Client, NotFound, ServiceFault
 from modalbridge.events import Stream
 
 
@@ -48,6 +49,23 @@ def test_a_broken_stream_goes_on_after_the_last_event(faulty: Client, proxy: Pro
     assert proxy.faults == []
     last = [int(line.removeprefix(streaming)) for line in proxy.seen if line.startswith(streaming)]
     assert last[0] == 0 < last[1] < last[2] == last[3] < 32
+
+
+def test_after_a_stream_that_is_refused_the_next_question_is_no_sooner_than_asked_for(
+    faulty: Client, proxy: Proxy, jobs: Jobs
+) -> None:
+    claim = jobs.running()
+    jobs.succeed(claim)
+    proxy.faults += [(f"GET /jobs/{claim.job_id}/events ", instead(503, {"Retry-After": "1"}))]
+    began = time.monotonic()
+    assert list(faulty.jobs.events(claim.job_id))
+    assert time.monotonic() - began >= 1
+    problem = {"Content-Type": "application/problem+json", "Retry-After": "3600"}
+    proxy.faults += [
+        (f"GET /jobs/{claim.job_id}/events ", instead(503, problem, b'{"code": "database_unavailable", "status": 503}'))
+    ]
+    with pytest.raises(ServiceFault):
+        list(faulty.jobs.events(claim.job_id))
 
 
 def test_where_streams_do_not_get_through_pages_are_read(faulty: Client, proxy: Proxy, jobs: Jobs) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from command import run, started
 from conftest import Jobs
@@ -34,6 +38,31 @@ def test_usage_is_2(service: Service, tmp_path: Path, job_file: Path, weights: P
         assert run(service.url, *words).exit_code == Exit.USAGE, words
     assert run("no-url", "ls").exit_code == Exit.USAGE
     assert (tmp_path / "there").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("key", ["cl\xe9", "a\nb", "\udcff"])
+def test_a_key_that_no_header_can_hold_is_2(service: Service, job_file: Path, key: str) -> None:
+    done = run(service.url, "submit", job_file, "--model", "model_x", "--idempotency-key", key)
+    assert done.exit_code == Exit.USAGE and "idempotency key" in done.stderr
+
+
+def test_words_that_are_no_text_are_2(service: Service, job_file: Path) -> None:
+    for words in (
+        ("show", "\udcff"),
+        ("ls", "--label", "team:\udcff"),
+        ("datasets", "rm", "\udcff"),
+        ("models", "rm", "\udcff"),
+        ("webhooks", "test", "\udcff"),
+    ):
+        done = run(service.url, *words)
+        assert done.exit_code == Exit.USAGE and "is not text" in done.stderr, words
+
+
+def test_a_file_may_have_any_name(service: Service, job_file: Path, request_body: dict[str, Any], weights: Path) -> None:
+    odd = weights.rename(weights.with_name("caf\udce9.safetensors"))
+    assert run(service.url, "submit", job_file, "--weights", odd).exit_code == Exit.DONE
+    job_file.write_text(json.dumps(request_body | {"name": "\udcff", "source_model": {"id": "model_x"}}))
+    assert run(service.url, "submit", job_file).exit_code == Exit.REFUSED
 
 
 def test_a_failed_job_is_1_and_a_cancelled_one_6(service: Service, jobs: Jobs) -> None:
@@ -112,3 +141,36 @@ def test_a_reader_that_goes_away_is_141(service: Service, jobs: Jobs) -> None:
         listing.stdout.close()
         assert listing.wait(20) == Exit.CUT_OFF
         assert listing.stderr.read() == b""
+
+
+@pytest.mark.parametrize("which", ["stdout", "stderr"])
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(("watch", "--json"), Exit.USAGE), (("watch",), Exit.USAGE), (("show", "job_none", "--json"), Exit.REFUSED)],
+)
+def test_output_that_cannot_be_written_never_looks_like_a_failed_job(
+    service: Service, jobs: Jobs, words: tuple[str, ...], code: Exit, which: str
+) -> None:
+    job_id = jobs.succeeded()
+    given = (words[0], job_id, *words[1:]) if words[0] == "watch" else words
+    other = "stderr" if which == "stdout" else "stdout"
+    with Path("/dev/full").open("wb") as full:
+        with started(service.url, *given, **{which: full, other: subprocess.PIPE}) as process:
+            said = process.communicate(timeout=20)
+    assert process.returncode == code, said
+    assert b"Traceback" not in (said[1] or b"")
+
+
+@pytest.mark.parametrize("which", ["stdout", "stderr"])
+def test_a_reader_of_a_refusal_that_goes_away_is_141(service: Service, which: str) -> None:
+    with started(service.url, "show", "job_none", "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as refused:
+        getattr(refused, which).close()
+        assert refused.wait(20) == Exit.CUT_OFF
+
+
+def test_a_stream_that_is_closed_takes_everything(service: Service, jobs: Jobs) -> None:
+    job_id = jobs.queued()
+    for words, code in (("show", job_id), Exit.DONE), (("show", "job_none", "--json"), Exit.REFUSED):
+        for number in (1, 2):
+            with started(service.url, *words, preexec_fn=partial(os.close, number)) as process:
+                assert process.wait(20) == code

@@ -13,7 +13,7 @@ import pytest
 
 from app.jobs import lifecycle
 from conftest import Jobs
-from faults import Proxy, instead, lost, silent
+from faults import Proxy, instead, late, lost, silent
 from modalbridge import (
     Client,
     ConnectionFailed,
@@ -312,6 +312,11 @@ def test_a_service_without_a_worker_is_alive_and_not_ready(client: Client) -> No
     }  # fmt: skip
     assert "worker" in health.checks["worker"]
     assert client.openapi()["info"]["version"]
+
+
+def test_what_waits_for_a_part_that_is_away_has_time_to_say_so(connect: Callable[..., Client], proxy: Proxy) -> None:
+    proxy.faults += [("GET /readyz", late(1.5))]
+    assert "worker" in connect(proxy.url, timeout=0.5).health().checks
 
 
 def test_nothing_at_the_address_is_told_after_some_tries(connect: Callable[..., Client]) -> None:

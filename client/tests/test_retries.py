@@ -31,6 +31,11 @@ def test_a_busy_service_is_asked_again_no_sooner_than_it_says(faulty: Client, pr
     assert proxy.count("GET /jobs") == 3
 
 
+def test_a_pause_grows_to_the_longest_and_no_further_however_long_the_outage() -> None:
+    retries = Retries(jitter=lambda: 1)
+    assert [retries.pause(failures) for failures in (1, 2, 7, 1025, 1026, 100_000)] == [0.25, 0.5, 15, 15, 15, 15]
+
+
 def test_retry_after_may_be_a_date(faulty: Client, proxy: Proxy, jobs: Jobs) -> None:
     job_id = jobs.queued()
     at = datetime.now(UTC) + timedelta(seconds=1.9)

@@ -129,6 +129,13 @@ def test_the_limit_is_the_datasets_own(new_database_url: Any, tmp_path: Path) ->
         assert answer.json()["limit"] == 2000
 
 
+def test_a_name_of_two_lines_is_refused(service: Service) -> None:
+    answer = upload(service.client, name="hall\ndataset_x")
+    assert answer.status_code == 422
+    assert (answer.json()["code"], answer.json()["pointer"]) == ("invalid_request", "/name")
+    assert "line break" in answer.json()["detail"]
+
+
 def test_a_missing_part_and_a_bad_description_are_named(service: Service) -> None:
     answer = service.client.post("/datasets", files={"description": (None, "{}", "application/json")})
     assert (answer.status_code, answer.json()["code"], answer.json()["pointer"]) == (422, "missing_file", "/dataset")

@@ -136,6 +136,16 @@ def test_where_the_stream_is_refused_the_log_is_asked_for(changed: Shown, open_p
     expect(page.locator("#log")).to_contain_text("nobody streams this")
 
 
+def test_curves_that_could_not_be_read_are_said_to_be_so_until_they_can(changed: Shown, open_page: Open) -> None:
+    service, jobs = changed
+    page = open_page("about:blank", "503")
+    page.route("**/curves", lambda route: route.fulfill(status=503))
+    page.goto(f"{service.url}/dashboard/jobs/{jobs.queued}")
+    expect(page.locator("#no-curves")).to_contain_text("could not be read")
+    page.unroute("**/curves")
+    expect(page.locator("#no-curves")).to_contain_text("There are none yet")
+
+
 HIDE = """(hidden) => {
   Object.defineProperty(document, "hidden", { configurable: true, get: () => hidden });
   document.dispatchEvent(new Event("visibilitychange"));
@@ -161,7 +171,7 @@ def test_a_tab_that_nobody_sees_asks_for_nothing_and_catches_up(changed: Shown, 
 
 def test_the_list_follows_its_jobs_keeps_what_is_ticked_and_says_when_nobody_answers(changed: Shown, open_page: Open) -> None:
     service, jobs = changed
-    page = open_page(f"{service.url}/dashboard/jobs", "net::ERR_FAILED", "htmx:")
+    page = open_page(f"{service.url}/dashboard/jobs", "net::ERR_FAILED", "503", "htmx:")
     page.get_by_label("Compare good").check()
     page.get_by_role("link", name="next").focus()
     new_running(service, jobs)
@@ -169,10 +179,22 @@ def test_the_list_follows_its_jobs_keeps_what_is_ticked_and_says_when_nobody_ans
     expect(row).to_contain_text("running")
     expect(page.get_by_label("Compare good")).to_be_checked()
     expect(page.get_by_role("link", name="next")).to_be_focused()
-    page.route("**/dashboard/jobs*", lambda route: route.abort())
-    expect(page.get_by_role("status")).to_contain_text("does not answer")
-    page.unroute("**/dashboard/jobs*")
-    expect(page.get_by_role("status")).to_be_empty()
+    for away in (lambda route: route.abort(), lambda route: route.fulfill(status=503)):
+        page.route("**/dashboard/jobs*", away)
+        expect(page.get_by_role("status")).to_contain_text("does not answer")
+        page.unroute("**/dashboard/jobs*")
+        expect(page.get_by_role("status")).to_be_empty()
+
+
+def test_the_page_of_a_job_that_was_deleted_meanwhile_says_so(changed: Shown, open_page: Open) -> None:
+    service, jobs = changed
+    page = open_page(f"{service.url}/dashboard/jobs/{jobs.queued}", "404", "htmx:")
+    expect(page.locator("#log")).to_contain_text("queued")
+    page.evaluate(HIDE, True)
+    assert service.client.post(f"/jobs/{jobs.queued}/cancel").status_code == 202
+    assert service.client.delete(f"/jobs/{jobs.queued}").status_code == 204
+    page.evaluate(HIDE, False)
+    expect(page.get_by_role("status")).to_contain_text("deleted meanwhile")
 
 
 def test_keys_are_enough(changed: Shown, open_page: Open) -> None:

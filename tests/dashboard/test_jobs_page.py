@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -67,6 +68,23 @@ def test_pages_of_the_list_have_no_gaps(changed: Shown, monkeypatch: pytest.Monk
     assert len(listed(first)) == 4
     assert listed(first) + listed(second) == [job["id"] for job in everything]
     assert not [link for link in second.all("a") if link.get("rel") == "next"]
+
+
+@pytest.mark.parametrize(
+    ("told", "shown_as"),
+    [
+        ({"verdict": []}, "none"),
+        ({"verdict": {"deploy": 1}}, "none"),
+        ({"verdict": "perfect"}, "none"),
+        (seeding.result("deploy", []) | {"accuracy": {model: {"accuracy": 10**400} for model in seeding.MODELS}}, "Deploy"),
+    ],
+)
+def test_a_result_that_is_odd_takes_no_page_down(service: Service, data: Path, told: dict[str, Any], shown_as: str) -> None:
+    job_id = seeding.submitted(service, data)
+    seeding.publish(service, seeding.claimed(service, job_id), told, report__json=b"{}")
+    assert listed(read(service, "/dashboard/jobs")) == [job_id]
+    assert f"Verdict: {shown_as}" in read(service, f"/dashboard/jobs/{job_id}").text
+    read(service, f"/dashboard/compare?job={job_id}&job={job_id}")
 
 
 def test_rows_come_again_only_while_a_job_may_change(shown: Shown) -> None:

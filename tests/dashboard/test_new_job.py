@@ -193,6 +193,27 @@ def test_a_job_like_another_has_its_settings_whatever_preset_they_came_from(meth
         assert JobRequest.model_validate(again) == asked, given
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"name": "two\nlines"},
+        {"name": " indented"},
+        {"labels": {"a": "b\nc:d"}},
+        {"labels": {"a": "b\na:c"}},
+        {"labels": {"a": "b\u2028c"}},
+        {"labels": {"a": " b ", "c": "d"}},
+        {"labels": {"a": "b:c", "d": ""}},
+    ],
+)
+def test_a_job_like_another_has_its_words_to_the_letter(words: dict[str, Any]) -> None:
+    """Also those that a request may hold no more, and a database still has: they are then refused as what they are."""
+    body = {"source_model": {"id": "model_a"}, "data": {"target": {"uri": "file:///target"}, "pairs": {"uri": "file:///pairs"}}}
+    asked = JobRequest.model_validate(body | words)
+    again, faults = form.request_of(form.texts_of(asked.model_dump(mode="json")))
+    assert faults == []
+    assert JobRequest.model_validate(again) == asked
+
+
 def test_too_much_text_is_refused(service: Service, data: Path) -> None:
     answer = sent(service, filled(data, settings=" " * 2**20), safetensors())
     assert answer.status_code == 413 and "1048576 bytes" in checked(answer).text

@@ -49,6 +49,13 @@ def test_a_report_that_cannot_be_shown_is_said_to_be_so(tmp_path: Path, document
     assert isinstance(found, str) and words in found
 
 
+@pytest.mark.parametrize("count", [10**400, -1, 2**53 + 1], ids=["endless", "negative", "inexact"])
+def test_counts_that_no_set_of_images_can_have_are_not_shown(tmp_path: Path, count: int) -> None:
+    document = seeding.report(["a", "b"])
+    document["evaluation"]["labelled"]["source_only"]["confusion"][0][0] = count
+    assert "not one that this page can read" in str(told(tmp_path, document))
+
+
 def test_one_that_is_too_large_or_gone_is_not_read(tmp_path: Path) -> None:
     document = seeding.report(["a", "b"])
     assert "too large to be shown" in str(told(tmp_path, document, size=published.MOST_BYTES + 1))
@@ -60,6 +67,14 @@ def test_without_labels_there_is_nothing_to_tell(tmp_path: Path) -> None:
     assert report.by_class(LocalBlobs(tmp_path), []) is None
 
 
-@pytest.mark.parametrize("result", [None, {}, {"accuracy": 3, "evidence": {"adapted": {"entropy_share": "high"}}, "pairs": [1]}])
+@pytest.mark.parametrize(
+    "result",
+    [
+        None,
+        {},
+        {"accuracy": 3, "evidence": {"adapted": {"entropy_share": "high"}}, "pairs": [1]},
+        {"accuracy": {"adapted": {"accuracy": 10**400}}},
+    ],
+)
 def test_a_result_without_numbers_has_no_rows(result: Any) -> None:
     assert results.rows(result) == []

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -42,6 +43,16 @@ def job(client: httpx.Client, data: Path) -> str:
     answer = client.post("/jobs", files=parts)
     assert answer.status_code == 202, answer.text
     return answer.headers["location"]
+
+
+def test_a_front_ends_port_that_somebody_has_is_told_before_anything_starts(tmp_path: Path) -> None:
+    nowhere = {"database_url": "postgresql+psycopg://127.0.0.1:9/x", "broker_url": "redis://127.0.0.1:9", "s3_endpoint_url": None}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(RuntimeError, match=f"port {port} is taken"):
+            with stack.running(data=tmp_path, folder=tmp_path / "stack", workers=1, port=port, **nowhere):
+                pass
+    assert not (tmp_path / "stack").exists()
 
 
 @pytest.mark.acceptance

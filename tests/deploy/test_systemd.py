@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import itertools
 import shlex
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,18 @@ def unit(service: str) -> dict[str, str]:
     return dict(parsed["Service"])
 
 
+def started(found: dict[str, str]) -> tuple[dict[str, str], list[str]]:
+    """What env(1) sets, and the command."""
+    program, *words = shlex.split(found["ExecStart"])
+    assert program == "/usr/bin/env"
+    line = list(itertools.dropwhile(lambda word: "=" in word, words))
+    return dict(word.split("=", 1) for word in words[: -len(line)]), line
+
+
 @each
 def test_a_unit_has_composes_command_and_its_time_to_stop(service: str, services: dict[str, Any]) -> None:
     found, theirs = unit(service), services[service]
-    program, *rest = shlex.split(found["ExecStart"])
+    _, (program, *rest) = started(found)
     line = [Path(program).name, *rest]
     assert [word if word != "127.0.0.1" else "0.0.0.0" for word in line] == theirs["command"]
     assert int(found["TimeoutStopSec"]) == compose.seconds(theirs["stop_grace_period"])
@@ -37,10 +46,22 @@ def test_a_unit_has_composes_command_and_its_time_to_stop(service: str, services
 @each
 def test_a_unit_sets_settings_that_there_are_and_keeps_secrets_in_a_file(service: str) -> None:
     found = unit(service)
-    names = {pair.partition("=")[0] for pair in found["Environment"].split()} - {"CUDA_VISIBLE_DEVICES"}
+    names = set(started(found)[0]) - {"CUDA_VISIBLE_DEVICES"}
     assert names <= {f"MODALBRIDGE_{name.upper()}" for name in Settings.model_fields}
     assert found["EnvironmentFile"] == "/etc/modalbridge.env" and found["User"] == "modalbridge"
     assert found["NoNewPrivileges"] == "yes" and found["ProtectSystem"] == "strict"
+
+
+@each
+def test_what_a_unit_sets_the_file_does_not_undo(service: str) -> None:
+    """By systemd.exec(5) EnvironmentFile= overrides Environment=."""
+    found = unit(service)
+    assert "Environment" not in found
+    given = {"MODALBRIDGE_DATA_DIR": "/var/lib/modalbridge"}
+    if service == "worker":
+        given |= {"MODALBRIDGE_METRICS_PORT": "910%i", "CUDA_VISIBLE_DEVICES": "%i"}
+    assert started(found)[0] == given
+    assert found["StateDirectory"] == "modalbridge", "the one folder that it may write to"
 
 
 def test_only_the_worker_itself_is_asked_to_stop_and_its_jobs_may_make_a_namespace() -> None:

@@ -28,6 +28,10 @@ def hear(*lines: str | bytes) -> Hearing:
         b"[" * 100_000,
         b'{"type": "log", "message": 1}',
         b"x" * 2**20,
+        b'{"type": "progress", "phase": "bridging", "step": 1, "of": 2, "fraction": NaN, "eta_s": null}',
+        b'{"type": "progress", "phase": "bridging", "step": 1, "of": 2, "fraction": 7, "eta_s": null}',
+        b'{"type": "progress", "phase": "bridging", "step": 1, "of": 2, "fraction": 0.5, "eta_s": Infinity}',
+        b'{"type": "progress", "phase": "bridging", "step": 1, "of": 2, "fraction": 0.5, "eta_s": 1, "losses": {"L_rec": NaN}}',
     ],
 )
 def test_a_line_that_is_no_event_becomes_a_log_line(line):

@@ -57,12 +57,14 @@ class DataRead(_Event):
 
 
 class Progress(_Event):
+    model_config = ConfigDict(allow_inf_nan=False)
+
     type: Literal["progress"] = "progress"
     phase: Phase
     step: int
     of: int
-    fraction: float
-    """Of the whole job, 0 to 1."""
+    fraction: float = Field(ge=0, le=1)
+    """Of the whole job."""
     eta_s: float | None
     images_per_s: float | None = None
     losses: dict[str, float] = {}

@@ -4,6 +4,7 @@
   const place = document.getElementById("curves");
   if (!place) return;
   const jobs = JSON.parse(place.dataset.jobs);
+  const note = document.getElementById("no-curves"), none = note.textContent;
   const EVERY_MS = 3000, HEIGHT = 170;
   const charts = new Map();
   const shown = (value) => (value == null ? "–" : Number(value.toPrecision(4)).toString());
@@ -69,7 +70,8 @@
     }));
     const names = [...new Set(told.flatMap((one) => Object.keys(one.series)))].sort();
     for (const name of names) draw(name, told.map((one) => one.series[name]));
-    document.getElementById("no-curves").hidden = names.length > 0;
+    note.textContent = none;
+    note.hidden = names.length > 0;
     return told.some((one) => one.active);
   }
 
@@ -79,7 +81,6 @@
       try {
         more = await look();
       } catch {
-        const note = document.getElementById("no-curves");
         note.textContent = "The curves could not be read; they are asked for again every few seconds.";
         note.hidden = false;
       }

@@ -19,5 +19,5 @@
   };
   document.addEventListener("htmx:sendError", failed);
   document.addEventListener("htmx:responseError", failed);
-  document.addEventListener("htmx:afterOnLoad", () => { trouble.textContent = ""; });
+  document.addEventListener("htmx:afterOnLoad", (event) => { if (event.detail.successful) trouble.textContent = ""; });
 })();

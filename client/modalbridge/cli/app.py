@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import io
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, TextIO
 
 import typer
 
@@ -52,4 +56,13 @@ app.command()(schema.schema)
 
 
 def main() -> None:
+    sys.stdout, sys.stderr = _output(sys.stdout), _output(sys.stderr)
     app()
+
+
+def _output(stream: TextIO | None) -> TextIO:
+    """What the locale's charset lacks is spelt out there. None: it was closed, and takes everything."""
+    given = Path(os.devnull).open("w") if stream is None else stream  # noqa: SIM115 - until the process ends
+    if isinstance(given, io.TextIOWrapper):
+        given.reconfigure(errors="backslashreplace")
+    return given

@@ -17,7 +17,7 @@ from modalbridge.errors import ModalBridgeError
 from modalbridge.retries import Retries
 
 SKEW_S = 5
-"""Between the clocks: Date counts whole seconds, and the answer takes its time."""
+"""Between the clocks."""
 HINTS = {
     "database": "Start the database that MODALBRIDGE_DATABASE_URL of the service names, and bring it up to date: make migrate.",
     "broker": "Start the broker that MODALBRIDGE_BROKER_URL of the service names. Jobs are accepted meanwhile, and start later.",
@@ -76,9 +76,14 @@ def _readiness(client: Client) -> Iterator[Finding]:
         hint = "" if ok else HINTS.get(part, "This part is younger than the command; see the service's page on operating it.")
         yield Finding(part, ok, outcome, hint)
     if health.server_time is not None:
-        skew = (health.server_time - before).total_seconds()
+        skew = _skew(before, health.server_time, datetime.now(UTC))
         hint = "" if abs(skew) <= SKEW_S else "Set both clocks by NTP: the times that are shown here are the service's."
         yield Finding("clock", not hint, f"the service's is {skew:+.0f} s from this one", hint)
+
+
+def _skew(before: datetime, date: datetime, after: datetime) -> float:
+    """Seconds by which an answer's Date, which counts whole ones, lies outside of the time in which the answer was made."""
+    return min(0.0, (date - before).total_seconds() + 1) or max(0.0, (date - after).total_seconds())
 
 
 def _version(client: Client) -> Finding:

@@ -19,7 +19,6 @@ from modalbridge.errors import (
     JobCancelled,
     JobEnded,
     JobFailed,
-    ModalBridgeError,
     ProblemError,
     Timeout,
     UnexpectedAnswer,
@@ -55,7 +54,9 @@ class UsageError(Exception):
     """What the user can put right: the message says how."""
 
 
+_BUG = "This is a bug of the command; please report it with the lines above."
 _CODES: tuple[tuple[type[Exception], Exit], ...] = (
+    (BrokenPipeError, Exit.CUT_OFF),
     (JobFailed, Exit.JOB_FAILED),
     (JobCancelled, Exit.JOB_CANCELLED),
     (ProblemError, Exit.REFUSED),
@@ -64,6 +65,7 @@ _CODES: tuple[tuple[type[Exception], Exit], ...] = (
     (ConnectionFailed, Exit.UNREACHABLE),
     (UnexpectedAnswer, Exit.UNREACHABLE),
     (UsageError, Exit.USAGE),
+    (UnicodeEncodeError, Exit.USAGE),
     (OSError, Exit.USAGE),
 )
 
@@ -76,25 +78,39 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
         try:
             command(*args, **kwargs)
             sys.stdout.flush()
-        except KeyboardInterrupt:
-            raise typer.Exit(Exit.INTERRUPTED) from None
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that nothing fails while Python ends
-            raise typer.Exit(Exit.CUT_OFF) from None
-        except (ModalBridgeError, UsageError, OSError) as error:
-            code = next((code for kind, code in _CODES if isinstance(error, kind)), Exit.BUG)
-            if kwargs.get("as_json"):
-                print_json(error.job.raw if isinstance(error, JobEnded) else {"error": _document(error)})
-            _tell(error)
-            raise typer.Exit(code) from None
         except typer.Exit:
             raise
-        except Exception:  # noqa: BLE001 - whatever it is, it must not look like a failed job
-            traceback.print_exc()
-            say("This is a bug of the command; please report it with the lines above.")
-            raise typer.Exit(Exit.BUG) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(Exit.INTERRUPTED) from None
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not look like a failed job
+            raise typer.Exit(_told(error, bool(kwargs.get("as_json")))) from None
 
     return run
+
+
+def _told(error: Exception, as_json: bool) -> Exit:
+    """The exit code, with what can be written of the error written."""
+    code = next((code for kind, code in _CODES if isinstance(error, kind)), Exit.BUG)
+    parts: list[Callable[[], None]] = []
+    if code == Exit.BUG:
+        parts = [lambda: traceback.print_exception(error), lambda: say(_BUG)]
+    elif code != Exit.CUT_OFF:
+        parts = [lambda: _tell(error)]
+        if as_json:
+            parts.append(lambda: print_json(error.job.raw if isinstance(error, JobEnded) else {"error": _document(error)}))
+    for write in parts:
+        try:
+            write()
+        except BrokenPipeError:
+            code = Exit.CUT_OFF
+        except OSError:
+            continue  # the other stream may take its part, and the code tells it
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # so that nothing fails while Python ends
+    return code
 
 
 def _document(error: Exception) -> dict[str, Any]:
@@ -106,7 +122,8 @@ def _document(error: Exception) -> dict[str, Any]:
 def _tell(error: Exception) -> None:
     problem = error.problem if isinstance(error, JobFailed) else error
     if not isinstance(problem, ProblemError):
-        say(f"error: {error}")
+        odd = isinstance(error, UnicodeEncodeError)
+        say(f"error: {error.object!r} is not text that can be sent: {error.reason}" if odd else f"error: {error}")
         return
     who = f"{error.job.id} failed: " if isinstance(error, JobFailed) else "error: "
     say(f"{who}{problem.title or problem.code}: {problem.detail}")

@@ -18,6 +18,10 @@ def read(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     found = _yaml(path, text) if path.suffix.lower() in YAML_ENDINGS else _json(path, text)
+    try:
+        json.dumps(found, allow_nan=False)
+    except (ValueError, RecursionError) as error:  # 1e999, which is read as infinity; a YAML alias of what holds it
+        raise UsageError(f"{path} holds what JSON cannot: {error}") from error
     if not isinstance(found, dict):
         raise UsageError(f"{path} holds a {type(found).__name__}, not one object with the members of a request")
     # For editors: where the schema is that `modalbridge schema` prints.
@@ -27,7 +31,7 @@ def read(path: Path) -> dict[str, Any]:
 def _json(path: Path, text: str) -> Any:
     try:
         return json.loads(text, parse_constant=_no_number)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         hint = "" if path.suffix.lower() == ".json" else f"; YAML is told by its ending: {' or '.join(YAML_ENDINGS)}"
         raise UsageError(f"{path} is not JSON: {error}{hint}") from error
 
@@ -43,5 +47,5 @@ def _yaml(path: Path, text: str) -> Any:
         raise UsageError(f"{path} is YAML, which takes PyYAML: pip install pyyaml, or write the file as JSON") from error
     try:
         return yaml_file.parse(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not YAML: {error}") from error

@@ -18,6 +18,7 @@ from modalbridge.cli.output import moment, print_json, print_line, print_rows, s
 from modalbridge.cli.progress import Patience, described, follow, output_lines, reason_text, tell_outcome
 from modalbridge.client import Client, Job
 from modalbridge.download import is_there
+from modalbridge.job_calls import fits_a_header
 from modalbridge.results import Event
 
 STATES = ("queued", "running", "cancelling", "succeeded", "failed", "cancelled")
@@ -47,6 +48,8 @@ def submit(
     """Submit a job, and print its id."""
     if weights is not None and model is not None:
         raise UsageError("both --weights and --model: one source model too many")
+    if key is not None and not fits_a_header(key):
+        raise UsageError(f"the idempotency key {key!r} is not printable ASCII, as a header has to be")
     request = job_file.read(job)
     if output:
         asked = request.get("outputs") or []
@@ -101,7 +104,7 @@ def show(job_id: JobId, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None
         print_json(job.raw)
         return
     for name, value in _facts(job):
-        print_line(f"{name:<13}{value}")
+        print_line(f"{name:<13}" + value.replace("\n", f"\n{'':<13}"))  # no line of it passes for another fact
 
 
 def _facts(job: Job) -> list[tuple[str, str]]:

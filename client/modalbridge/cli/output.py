@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -25,25 +26,31 @@ def print_line(line: str) -> None:
 
 
 def print_json(document: Any) -> None:
-    """One document a line."""
-    typer.echo(json.dumps(document, ensure_ascii=False, allow_nan=False))
+    """One document a line; where the charset may lack a character, all but ASCII is escaped."""
+    utf_8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
+    typer.echo(json.dumps(document, ensure_ascii=not utf_8, allow_nan=False))
 
 
 def print_rows(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table to a terminal; lines of cells between tabs, without headings, to anything else."""
     if not sys.stdout.isatty():
         for row in rows:
-            typer.echo("\t".join(safe(cell) for cell in row))
+            typer.echo("\t".join(_cell(one) for one in row))
         return
     table = Table(*headings, box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*(Text(safe(cell)) for cell in row), style=None)
+        table.add_row(*(Text(_cell(one)) for one in row), style=None)
     Console().print(table)
 
 
 def safe(text: str) -> str:
     """Without what would move a terminal's cursor or change its title: names and messages come from others."""
     return "".join(one if one.isprintable() or one == "\n" else "\N{REPLACEMENT CHARACTER}" for one in text)
+
+
+def _cell(text: str) -> str:
+    """Without what would make another row, too."""
+    return safe(text).replace("\n", "\N{REPLACEMENT CHARACTER}")
 
 
 def moment(value: datetime | None) -> str:
