@@ -69,9 +69,9 @@ class BridgingSettings(Strict):
     """The weights of L_rec, L_rec_f, L_D and L_IM, and the pairs' part of the score, are multiplied by the relevance of the pairs: 1
     where their RGB images are to the source model's batch norms as its own training images, 0 where they are as far as the target
     images are. L_IM by itself has no pairs; but where none holds T, it leads to confident wrong classes."""
-    calibration: Literal["auto", "off"] = "auto"
-    """auto: where the source model with its batch norms calibrated to the sensor tells target images apart better than the source model
-    behind T does, it takes that one's place: it is what `tgmb` publishes, and the teacher of `tgmb_tgkt`; off: never (the paper)."""
+    calibration: Literal["auto", "always", "never"] = "auto"
+    """Of the source model's batch norms, by target images, in place of training the residual translator: it is then what `tgmb` publishes, and the teacher of
+    `tgmb_tgkt`. auto: where the relevance of the pairs is below 0.25, since nothing but statistics would hold T; never: the paper's."""
     held_out: float = Field(0.15, gt=0, le=0.5)
     """Share of the pairs, as one contiguous block, that is never trained on: early stopping and the report use it."""
     validate_every: int = Field(25, ge=1)
@@ -122,7 +122,7 @@ PRESETS: dict[Preset, dict[str, dict[str, Any]]] = {
     "default": {},
     "paper": {
         "weights": {"im": 0.1, "rec_f": 0.0, "bn_s": 0.0, "kl": 1.0, "feat": 0.5, "self": 0.3, "im_t": 0.0, "bn_t": 0.0},
-        "bridging": {"translator": "paper", "ema": 0.0, "by_relevance": False, "calibration": "off"},
+        "bridging": {"translator": "paper", "ema": 0.0, "by_relevance": False, "calibration": "never"},
         "transfer": {"feat_distance": "mean_square", "feat_by_relevance": False, "kl_by_score": False, "kl_by_confidence": False}
         | PUBLISHED,
     },

@@ -24,7 +24,9 @@ from worker.adaptation.ensemble import Ensemble
 from worker.adaptation.evaluation import Model
 from worker.adaptation.image_sets import Images
 from worker.adaptation.job import Adapted
+from worker.adaptation.methods import calibration
 from worker.adaptation.source_model import Classifier
+from worker.adaptation.translator import Translator
 
 TOLERANCE = 0.02
 """Of the mean entropy, in nats, between the run's own report and the weights loaded again."""
@@ -55,7 +57,22 @@ def load(spec: AdaptationSpec, artifacts: Path, where: torch.device) -> Publishe
         T = translator.build(told["kind"], told["channels"])
         T.load_state_dict(load_file(artifacts / "translator.safetensors"))
         T = T.to(where).eval()
-    return Published(source, Adapted(adapted, T, told is not None and told["needed"]))
+    return Published(
+        source, Adapted(adapted, T, told is not None and told["needed"], _teacher(spec, artifacts, source, adapted, T))
+    )
+
+
+def _teacher(
+    spec: AdaptationSpec, artifacts: Path, source: Classifier | Ensemble, adapted: Classifier | Ensemble, T: Translator | None
+) -> Classifier | Ensemble | None:
+    """What the run had behind T, where that was not the source model: of tgmb what is published, of others calibrated anew."""
+    report = json.loads((artifacts / "report.json").read_text(encoding="utf-8"))
+    if not report["stages"].get("bridging", {}).get("calibrated"):
+        return None
+    if spec.method == "tgmb":
+        return adapted
+    where = next(source.parameters()).device
+    return calibration.calibrated(source, T, target_images(spec, artifacts.parent), spec, where)
 
 
 def _adapted(source: Ensemble, tensors: dict[str, Tensor], mixing: list[float]) -> Ensemble:

@@ -79,7 +79,8 @@ ABLATE: dict[str, Variant] = {
     "paper's translator": Variant(DEFAULT, {"bridging": {"translator": "paper"}}),
     "relevant or not": Variant(DEFAULT, {"bridging": {"by_relevance": False}}),
     "T's last weights": Variant(DEFAULT, {"bridging": {"ema": 0.0}}),
-    "without calibration": Variant(DEFAULT, {"bridging": {"calibration": "off"}}),
+    "without calibration": Variant(DEFAULT, {"bridging": {"calibration": "never"}}),
+    "calibration always": Variant(DEFAULT, {"bridging": {"calibration": "always"}}),
     "L_feat, relevant or not": Variant(DEFAULT, {"transfer": {"feat_by_relevance": False}}),
     "more L_IM": Variant(DEFAULT, {"weights": {"im_t": 0.3}}),
     "batch statistics": Variant(DEFAULT, {"transfer": {"batch_norm": "batch"}}),
@@ -99,7 +100,7 @@ BRIDGING: dict[str, Variant] = {
     "tgmb, L_BN alone": Variant("tgmb", {"weights": dict.fromkeys(("rec", "rec_f", "d", "im"), 0.0)}),
     "tgmb, without im": Variant("tgmb", {"weights": {"im": 0.0}}),
     "tgmb, last weights": Variant("tgmb", {"bridging": {"ema": 0.0}}),
-    "tgmb, without calibration": Variant("tgmb", {"bridging": {"calibration": "off"}}),
+    "tgmb, without calibration": Variant("tgmb", {"bridging": {"calibration": "never"}}),
     "tgmb, paper": Variant("tgmb", {"preset": "paper"}),
 }
 """Stage 1 by itself: T decides what L_KL is worth, and costs a third of a whole run to look at."""

@@ -136,7 +136,7 @@ def test_tgkt_trains_f_t_and_leaves_h_t_and_the_source_alone(adapt, data):
 
 
 def test_tgmb_publishes_the_source_weights_and_a_translator_and_says_so(adapt, data):
-    ran = adapt(method="tgmb", settings={"bridging": {"calibration": "off"}})
+    ran = adapt(method="tgmb", settings={"bridging": {"calibration": "never"}})
     source, published = load_file(data / "source.safetensors"), load_file(ran.out / "artifacts/model.safetensors")
     assert all(torch.equal(source[name], published[name]) for name in source)
     assert ran.model["weights"]["changed"] is False

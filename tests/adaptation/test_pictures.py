@@ -25,7 +25,7 @@ def ran(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     data = Path(shutil.copytree(shapes, folder / "data"))
     (data / "target/000.png").rename(data / f"target/{HOSTILE}.png")
     with adapting(data, folder) as call:
-        return call(settings={"bridging": {"calibration": "off"}})
+        return call(settings={"bridging": {"calibration": "never"}})
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The evaluating phase: source_only, the teacher (the source model behind T, or what bridges better), and the adapted model on the same
+"""The evaluating phase: source_only, the teacher (the source model, or a calibrated one, behind T), and the adapted model on the same
 images."""
 
 from __future__ import annotations

@@ -110,12 +110,10 @@ def agreed(value: float, device: torch.device) -> float:
     return told.item()
 
 
-def first_of_all(x: Tensor) -> Tensor:
-    """x as the first process has it: of what each has computed from the same, another order of sums can change the last bits."""
+def first_of_all(x: Tensor) -> None:
+    """Makes x what the first process has: where each computes it from the same, another order of sums can change the last bits."""
     if size() > 1:
-        x = x.contiguous()
         dist.broadcast(x, 0)
-    return x
 
 
 def any_of(flag: bool, device: torch.device) -> bool:

@@ -102,7 +102,7 @@ def _stage(job: Job, phase: str) -> dict[str, Any]:
     }
     kept = {
         key: job.finished[phase][key]
-        for key in ("steps", "best_step", "score", "relevance", "inverted", "bridge", "bridge_score", "information")
+        for key in ("steps", "best_step", "score", "relevance", "inverted", "calibrated")
         if key in job.finished[phase]
     }
     return kept | {"last": losses}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Literal
 
 import torch
@@ -64,13 +63,6 @@ class ResidualTranslator(nn.Module):
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
         self.register_buffer("inverted", torch.zeros((), dtype=torch.bool))
-
-    def untrained(self) -> ResidualTranslator:
-        """A copy that is exactly `replicate`, or the negative of it where T is inverted."""
-        made = copy.deepcopy(self)
-        nn.init.zeros_(made.leave.weight)
-        nn.init.zeros_(made.leave.bias)
-        return made
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.where(self.inverted, 1 - x, x)

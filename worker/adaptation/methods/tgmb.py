@@ -1,12 +1,14 @@
 """Stage 1, TGMB: L_TGMB = L_rec + a_d L_D + a_im L_IM trains the translator T; the source model is frozen (arXiv 2401.05014).
 By default L_rec_f and L_BN come to it.
 
-As a method of its own it is this stage alone: the source model applied to T(x), or what bridges better (bridges.py).
+As a method of its own it is this stage alone: the source model applied to T(x). Where the pairs are too far from the task, the
+source model is calibrated in place of a T that is trained (calibration.py).
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,13 +17,15 @@ from torch import Tensor
 from app.spec import AdaptationSpec
 from worker.adaptation import batch_norm, losses, parallel
 from worker.adaptation.device import autocast, to_device
+from worker.adaptation.ensemble import Ensemble
 from worker.adaptation.evaluation import evidence, predict
 from worker.adaptation.events import Logged, Phase, Warned
 from worker.adaptation.job import Adapted, Job
-from worker.adaptation.methods import bridges, polarity, relevance, stopping
-from worker.adaptation.methods.bridges import Bridge
+from worker.adaptation.methods import calibration, polarity, relevance, stopping
+from worker.adaptation.methods.calibration import Bridge
 from worker.adaptation.parallel import gathered
 from worker.adaptation.randomness import batch, generator, seed_torch
+from worker.adaptation.source_model import Classifier
 from worker.adaptation.stage import Stage
 from worker.adaptation.transforms import apply, pair_crops, random_crops
 from worker.adaptation.translator import Translator, build, replicate
@@ -43,9 +47,10 @@ def adapt(job: Job) -> Adapted:
 
 
 def bridge(job: Job) -> Bridge:
-    """T, trained, or what bridges better. Raises Problem training_diverged."""
-    T = train(job)
-    return bridges.choose(job, T, *split(job))
+    """The source model, or a calibrated one, behind T. Raises Problem training_diverged."""
+    T, done = train(job), job.finished["bridging"]
+    classifier = calibration.restored(job, done["batch_norms"]) if "batch_norms" in done else job.source
+    return Bridge(classifier, T, done["score"])
 
 
 def split(job: Job) -> tuple[np.ndarray, np.ndarray]:
@@ -59,7 +64,8 @@ def split(job: Job) -> tuple[np.ndarray, np.ndarray]:
 
 
 def train(job: Job) -> Translator:
-    """T, trained, in eval mode: the best one by the held-out pairs. Raises Problem training_diverged."""
+    """T, in eval mode: the best one by the held-out pairs; as it was before training, where a calibrated source model stands in for
+    it. Raises Problem training_diverged."""
     spec, s, w, device = job.spec, job.spec.settings.bridging, job.spec.settings.weights, job.device
     seed_torch(spec.seed, "bridging/weights", 0)
     T = build(s.translator, job.target.array.shape[1]).to(device)
@@ -78,6 +84,8 @@ def train(job: Job) -> Translator:
         polarity.choose(job, T, training)
         relevant = relevance.of_pairs(job, T, training, target_batches, running) if s.by_relevance else 1.0
         memory["relevance"] = parallel.agreed(relevant, device)
+        if calibration.wanted(job, T, memory["relevance"]):
+            return calibrate(stage, T, held, target_batches, running)
     w = w.model_copy(update={name: memory["relevance"] * getattr(w, name) for name in ("rec", "rec_f", "d", "im")})
     score = stopping.Score(job, held, target_batches, running, memory["relevance"])
 
@@ -135,9 +143,27 @@ def train(job: Job) -> Translator:
         stage.advance(terms, images=sum(len(x) for x in (x_ti_t, x_tr_t) if x is not None))
     T.load_state_dict(memory["best"])
     T.eval().requires_grad_(False)
-    warn_if_collapsed(job, T)
+    warn_if_collapsed(job, job.source, T)
     told = {"best_step": memory["at"], "score": memory["score"], "relevance": memory["relevance"]}
     stage.finish({"T": T.state_dict(), **told, **polarity.told(T)})
+    return T
+
+
+def calibrate(
+    stage: Stage, T: Translator, held: np.ndarray, target_batches: Sequence[Tensor], running: losses.Statistics
+) -> Translator:
+    """Ends the stage before its first step: T stays, and the source model is calibrated."""
+    job, relevant = stage.job, stage.memory["relevance"]
+    T.eval().requires_grad_(False)
+    classifier = calibration.calibrated(job.source, T, job.target, job.spec, job.device)
+    score = stopping.Score(job, held, target_batches, running, relevant)(T, classifier)
+    score = parallel.agreed(score, job.device)
+    stage.record("score", score, 0)
+    why = f"the pairs are too far from the task to train T (relevance {relevant:.2f})"
+    job.journal(Logged(message=f"bridging: {why}; the batch norms of the source model are calibrated by target images instead"))
+    warn_if_collapsed(job, classifier, T)
+    told = {"best_step": 0, "score": score, "relevance": relevant, "calibrated": True}
+    stage.finish({"T": T.state_dict(), "batch_norms": calibration.kept(classifier), **told, **polarity.told(T)})
     return T
 
 
@@ -181,14 +207,14 @@ def translate(
     return (None if ti is None else T(ti)), (None if tr is None else T(tr))
 
 
-def warn_if_collapsed(job: Job, T: Translator) -> None:
-    """Information maximisation on a poor start ends on confident wrong classes: look at what the source model makes of
+def warn_if_collapsed(job: Job, classifier: Classifier | Ensemble, T: Translator) -> None:
+    """Information maximisation on a poor start ends on confident wrong classes: look at what the classifier makes of
     translated TR images."""
     rng = generator(job.spec.seed, "collapse")
     index = np.sort(rng.choice(len(job.target), min(len(job.target), COLLAPSE_IMAGES), replace=False))
     size = job.spec.source_model.input.size
     before = evidence(predict(lambda x: job.source(replicate(x)), job.target, size, job.device, index)[1])
-    after = evidence(predict(lambda x: job.source(T(x)), job.target, size, job.device, index)[1])
+    after = evidence(predict(lambda x: classifier(T(x)), job.target, size, job.device, index)[1])
     if message := collapsed(after, before, len(job.spec.source_model.classes)):
         job.journal(Warned(code="collapsed", message=f"bridging: {message}", data={"before": before, "after": after}))
 

@@ -24,7 +24,7 @@ from worker.adaptation.evaluation import evidence, predict
 from worker.adaptation.events import Phase, Warned
 from worker.adaptation.job import Job
 from worker.adaptation.methods import tgmb
-from worker.adaptation.methods.bridges import Bridge
+from worker.adaptation.methods.calibration import Bridge
 from worker.adaptation.parallel import gathered
 from worker.adaptation.randomness import batch, batch_size, steps_an_epoch
 from worker.adaptation.source_model import Classifier
