@@ -106,8 +106,8 @@ class TransferSettings(Strict):
     mixing: Literal["uniform", "learned"] = "uniform"
     """Of the logits of several source models: all alike, or weights that are learned along with f_t, from alike."""
     feat_by_relevance: bool = True
-    """The weight of L_feat of tgmb_tgkt is multiplied by twice the relevance of the pairs (`bridging.by_relevance`), at most 1: pairs of
-    another domain tie the features to what the model is not for."""
+    """L_feat of tgmb_tgkt is left out where the relevance of the pairs (`bridging.by_relevance`) is below 0.25: pairs of another domain
+    tie the features to what the model is not for."""
     kl_by_score: bool = True
     """The weight of L_KL is multiplied by 1 less the score of T, which is 1 where T is no better than replicating and 0 where
     it is perfect: the teacher counts as far as T bridges."""

@@ -28,7 +28,7 @@ from worker.adaptation.source_model import Classifier
 from worker.adaptation.translator import ResidualTranslator, Translator
 
 LEAST_RELEVANCE = 0.25
-"""Of the pairs, for T to be trained by them."""
+"""Of the pairs, for T to be trained by them, and for L_feat."""
 IMAGES = 2048
 """Target images at most, evenly spread."""
 BATCH = 128
