@@ -91,9 +91,11 @@ if parallel.first():
     assert ran.returncode == 0, ran.stderr
 
 
-def test_two_processes_have_the_losses_and_weights_of_one(adapt, data, tmp_path):
+@pytest.mark.parametrize("calibration", ["auto", "always"])
+def test_two_processes_have_the_losses_and_weights_of_one(adapt, data, tmp_path, calibration):
     """60 target images, which two processes divide evenly, and 32 pairs less 5 held out."""
-    settings = {"bridging": {"steps": 8, "by_relevance": False}, "transfer": {"epochs": 2, "kl_by_score": False}}
+    bridging = {"steps": 8, "by_relevance": False, "calibration": calibration}
+    settings = {"bridging": bridging, "transfer": {"epochs": 2, "kl_by_score": False}}
     one = adapt("one", settings=settings)
     spec(data, settings=settings)
     ran = two("-m", "worker.adaptation", str(data / "spec.json"), "--out", str(tmp_path / "two"))
