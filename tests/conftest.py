@@ -30,6 +30,11 @@ logs.configure()  # as every process of the service does
 BOTH = [pytest.param("sqlite"), pytest.param("postgres", marks=pytest.mark.postgres)]
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """More than there are cores: half of a test is waiting, for a server to come up or a lease to run out."""
+    return len(os.sched_getaffinity(0)) + 2
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without a CUDA device its tests are deselected, and counted as such."""
     gpu = [item for item in items if item.get_closest_marker("gpu")]

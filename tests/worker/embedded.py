@@ -21,14 +21,17 @@ from app import broker
 from app.blobs import Blobs
 from app.broker import make_celery
 from app.database import EMBEDDED_TENANT, Database
+from app.ids import new_id
 from app.jobs import checkpoints, queries, service
 from app.jobs.checkpoints import Kept
 from app.jobs.table import Job, JobEvent
 from app.settings import Settings
-from app.spec import JobRequest
+from app.spec import AdaptationSpec, JobRequest
 from tests import clocks
 from tests.adaptation.conftest import CLASSES, SIZE
 from worker import housekeeping
+from worker.adaptation.journal import Journal
+from worker.adaptation.run import run
 from worker.process import WorkerProcess
 
 ROOT = Path(__file__).parents[2]
@@ -181,10 +184,13 @@ def asleep(embedded: Embedded, worker: subprocess.Popen[bytes]) -> None:
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = 30, story: Callable[[], str] = lambda: "") -> None:
+    """Asks again and again; what is dear to ask is asked less often, for what it waits for needs the processor too."""
     until = time.monotonic() + seconds
+    asked_at = time.thread_time()
     while not condition():
         assert time.monotonic() < until, f"waited {seconds:g} s for {what}\n{story()}"
-        time.sleep(0.02)
+        time.sleep(max(0.02, 10 * (time.thread_time() - asked_at)))
+        asked_at = time.thread_time()
 
 
 def processes_that_name(text: str) -> list[int]:
@@ -211,6 +217,25 @@ def caught_with_a_checkpoint(embedded: Embedded, job_id: str, attempt: int = 1) 
     checkpoint = embedded.settings.work_dir / job_id / f"attempt-{attempt}" / "out/checkpoint.pt"
     wait_for(checkpoint.exists, "a checkpoint", 60, lambda: embedded.story(job_id))
     return number
+
+
+def given(embedded: Embedded, job_id: str) -> AdaptationSpec:
+    """What the process of the first attempt was told to do; the job is not over."""
+    written = embedded.settings.work_dir / job_id / "attempt-1/spec.json"
+    return AdaptationSpec.model_validate_json(written.read_bytes())
+
+
+def undisturbed(spec: AdaptationSpec, embedded: Embedded) -> dict[str, bytes]:
+    """name -> content of what the engine by itself makes of it, from the beginning to the end, in this process."""
+    out = embedded.data.parent / new_id("undisturbed")
+    out.mkdir()
+    with Path(os.devnull).open("wb") as nobody:
+        journal = Journal(nobody.fileno(), out)
+        try:
+            run(spec, out, journal, embedded.data, embedded.settings.data_roots, 30.0)
+        finally:
+            journal.close()
+    return {path.name: path.read_bytes() for path in (out / "artifacts").iterdir()}
 
 
 def gone(number: int) -> bool:
