@@ -25,7 +25,6 @@ from tests.worker.embedded import (
     asleep,
     caught_with_a_checkpoint,
     child_of,
-    given,
     gone,
     processes_that_name,
     undisturbed,
@@ -75,7 +74,7 @@ def test_3_a_job_whose_worker_is_killed_ends_in_the_weights_of_an_undisturbed_on
         worker.kill()
         wait_for(lambda: gone(number), "the death of its child", 5)
         worker.wait()
-    theirs = undisturbed(given(embedded, killed), embedded)
+    theirs = undisturbed(embedded, killed)
     assert embedded.job(killed).status == "running", "nobody has noticed yet"
     with embedded.worker():
         job = embedded.until(killed, "succeeded")

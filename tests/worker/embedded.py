@@ -26,10 +26,10 @@ from app.jobs import checkpoints, queries, service
 from app.jobs.checkpoints import Kept
 from app.jobs.table import Job, JobEvent
 from app.settings import Settings
-from app.spec import AdaptationSpec, JobRequest
+from app.spec import JobRequest
 from tests import clocks
 from tests.adaptation.conftest import CLASSES, SIZE
-from worker import housekeeping
+from worker import housekeeping, inputs
 from worker.adaptation.journal import Journal
 from worker.adaptation.run import run
 from worker.process import WorkerProcess
@@ -38,6 +38,9 @@ ROOT = Path(__file__).parents[2]
 QUICK: dict[str, Any] = {"method": "source_only"}
 LONGER: dict[str, Any] = {"settings": {"precision": "fp32", "bridging": {"steps": 60, "batch_size": 8, "patience": 0}}}
 """Long enough to be caught in the middle."""
+TOO_SMALL: dict[str, Any] = {"child_memory_bytes": 20 * 2**20}
+"""Of a worker: Python itself starts in this, and the engine does not. For what comes before the job's process, and costs none of the
+seconds that torch takes."""
 ENDLESS: dict[str, Any] = {"settings": {"bridging": {"steps": 1_000_000, "batch_size": 8, "patience": 0, "validate_every": 1000}}}
 
 
@@ -219,20 +222,17 @@ def caught_with_a_checkpoint(embedded: Embedded, job_id: str, attempt: int = 1) 
     return number
 
 
-def given(embedded: Embedded, job_id: str) -> AdaptationSpec:
-    """What the process of the first attempt was told to do; the job is not over."""
-    written = embedded.settings.work_dir / job_id / "attempt-1/spec.json"
-    return AdaptationSpec.model_validate_json(written.read_bytes())
-
-
-def undisturbed(spec: AdaptationSpec, embedded: Embedded) -> dict[str, bytes]:
-    """name -> content of what the engine by itself makes of it, from the beginning to the end, in this process."""
-    out = embedded.data.parent / new_id("undisturbed")
+def undisturbed(embedded: Embedded, job_id: str) -> dict[str, bytes]:
+    """name -> content of the artifacts that the engine by itself makes of the job's request, from beginning to end, in this process."""
+    with embedded.db.read() as session:
+        asked = inputs.asked_for(session, job_id)
+    out = embedded.settings.data_dir.parent / new_id("undisturbed")
     out.mkdir()
+    paths = [embedded.blobs.local(model.blob_key, out / model.id) for model in asked.models]
     with Path(os.devnull).open("wb") as nobody:
         journal = Journal(nobody.fileno(), out)
         try:
-            run(spec, out, journal, embedded.data, embedded.settings.data_roots, 30.0)
+            run(inputs.spec(asked, paths), out, journal, out, embedded.settings.data_roots, 30.0)
         finally:
             journal.close()
     return {path.name: path.read_bytes() for path in (out / "artifacts").iterdir()}
@@ -264,6 +264,12 @@ def meanwhile(step: Callable[[], None]) -> Iterator[None]:
     assert not thread.is_alive()
     if raised:
         raise raised[0]
+
+
+def began(embedded: Embedded, job_id: str) -> bool:
+    """With TOO_SMALL: all was ready for the job's process, and it was started."""
+    job = embedded.job(job_id)
+    return (job.status, (job.error or {}).get("code")) == ("failed", "child_died")
 
 
 def counted(worker: WorkerProcess, name: str, **labels: str) -> float | None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from tests.worker.embedded import LONGER, Embedded, given, gone, processes_that_name, undisturbed, wait_for
+from tests.worker.embedded import LONGER, Embedded, gone, processes_that_name, undisturbed, wait_for
 
 SHARE_OUT = """
 import os, signal, sys, time
@@ -92,7 +92,6 @@ def test_a_job_of_two_processes_survives_the_death_of_one_and_has_the_weights_of
         wait_for(checkpoint.exists, "a checkpoint", 60, lambda: embedded.story(two))
         watcher = min(processes_that_name(f"{two}/attempt-1/"))
         _, second = sorted(map(int, Path(f"/proc/{watcher}/task/{watcher}/children").read_text().split()))
-        spec = given(embedded, two)
         os.kill(second, signal.SIGKILL)
         job = embedded.until(two, "succeeded")
         assert (job.attempt, job.lost_attempts) == (2, 1), embedded.story(two)
@@ -102,6 +101,6 @@ def test_a_job_of_two_processes_survives_the_death_of_one_and_has_the_weights_of
         alone = embedded.submit(method="shot")
         embedded.until(alone, "succeeded")
         assert "one process of 2 works on it: each would normalise by its own share" in embedded.story(alone)
-    ours, theirs = (load(files["model.safetensors"]) for files in (undisturbed(spec, embedded), embedded.published(two)))
+    ours, theirs = (load(files["model.safetensors"]) for files in (undisturbed(embedded, two), embedded.published(two)))
     for name, value in ours.items():
         assert torch.allclose(value.float(), theirs[name].float(), rtol=1e-2, atol=2e-3), name

@@ -16,7 +16,7 @@ from app.jobs import checkpoints, service
 from app.jobs.table import Worker
 from tests.s3 import CREDENTIALS, Bucket
 from tests.worker.conftest import embedded_in
-from tests.worker.embedded import ENDLESS, QUICK, ROOT, Embedded, child_of, given, gone, meanwhile, undisturbed, wait_for
+from tests.worker.embedded import ENDLESS, QUICK, ROOT, Embedded, child_of, gone, meanwhile, undisturbed, wait_for
 from worker import housekeeping
 from worker.draining import drain
 
@@ -48,7 +48,7 @@ def test_a_job_whose_machine_is_gone_ends_in_the_same_weights_on_another(over: E
         worker.kill()
         wait_for(lambda: gone(number), "the death of its child", 5)
         worker.wait()
-    theirs = undisturbed(given(over, killed), over)
+    theirs = undisturbed(over, killed)
     assert over.job(killed).status == "running", "nobody has noticed yet"
     with over.worker(data_dir=elsewhere(over)):
         job = over.until(killed, "succeeded", seconds=120)
