@@ -16,6 +16,8 @@ import pytest
 import sqlalchemy as sa
 import uvicorn
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: nets this small gain nothing from a second thread
+
 from app import logs, schema
 from app.blobs import Blobs
 from app.database import Database
@@ -28,6 +30,8 @@ pytest.register_assert_rewrite("tests.browser")
 POSTGRES = os.environ.get("MODALBRIDGE_TEST_POSTGRES", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
 logs.configure()  # as every process of the service does
 BOTH = [pytest.param("sqlite"), pytest.param("postgres", marks=pytest.mark.postgres)]
+on_sqlite = pytest.mark.parametrize("service", ["sqlite"], indirect=True)
+"""For what is answered without the database: which one it is cannot matter."""
 
 
 def pytest_xdist_auto_num_workers() -> int:
