@@ -35,6 +35,8 @@ from worker.adaptation.run import run
 from worker.process import WorkerProcess
 
 ROOT = Path(__file__).parents[2]
+PATIENCE_S = 120.0
+"""Where nothing is said of how soon something is to happen: to import torch takes a minute where a core is shared by ten."""
 QUICK: dict[str, Any] = {"method": "source_only"}
 LONGER: dict[str, Any] = {"settings": {"precision": "fp32", "bridging": {"steps": 60, "batch_size": 8, "patience": 0}}}
 """Long enough to be caught in the middle."""
@@ -116,11 +118,11 @@ class Embedded:
         """Those in the blob store, the newest first."""
         return checkpoints.kept(self.blobs, EMBEDDED_TENANT, job_id)
 
-    def until(self, job_id: str, *statuses: str, seconds: float = 60) -> Job:
+    def until(self, job_id: str, *statuses: str, seconds: float = PATIENCE_S) -> Job:
         wait_for(lambda: self.job(job_id).status in statuses, f"{job_id} {statuses}", seconds, lambda: self.story(job_id))
         return self.job(job_id)
 
-    def until_event(self, job_id: str, kind: str, *, attempt: int = 1, words: str = "", seconds: float = 60) -> JobEvent:
+    def until_event(self, job_id: str, kind: str, *, attempt: int = 1, words: str = "", seconds: float = PATIENCE_S) -> JobEvent:
         def found() -> list[JobEvent]:
             return [event for event in self.events(job_id, kind) if event.attempt >= attempt and words in event.message]
 
@@ -186,7 +188,9 @@ def asleep(embedded: Embedded, worker: subprocess.Popen[bytes]) -> None:
     wait_for(stopped, "the worker to be between two transactions")
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 30, story: Callable[[], str] = lambda: "") -> None:
+def wait_for(
+    condition: Callable[[], object], what: str, seconds: float = PATIENCE_S, story: Callable[[], str] = lambda: ""
+) -> None:
     """Asks again and again; what is dear to ask is asked less often, for what it waits for needs the processor too."""
     until = time.monotonic() + seconds
     asked_at = time.thread_time()
