@@ -222,7 +222,7 @@ def caught_with_a_checkpoint(embedded: Embedded, job_id: str, attempt: int = 1) 
     """The number of the process that runs this attempt, as soon as it has written one; no event tells it so fast."""
     number = child_of(embedded, job_id, attempt)
     checkpoint = embedded.settings.work_dir / job_id / f"attempt-{attempt}" / "out/checkpoint.pt"
-    wait_for(checkpoint.exists, "a checkpoint", 60, lambda: embedded.story(job_id))
+    wait_for(checkpoint.exists, "a checkpoint", story=lambda: embedded.story(job_id))
     return number
 
 

@@ -236,13 +236,13 @@ def test_a_worker_that_is_killed_while_it_fetches_costs_an_attempt_and_leaves_no
     os.mkfifo(path)  # reading it hangs
     with embedded.worker() as worker:
         embedded.wake(job_id)
-        wait_for(lambda: leftovers(embedded) if (embedded.settings.cache_folder / "aside").is_dir() else [], "the fetch", 60)
+        wait_for(lambda: leftovers(embedded) if (embedded.settings.cache_folder / "aside").is_dir() else [], "the fetch")
         worker.kill()
         worker.wait()
     path.unlink()
     path.write_bytes(content)
     with embedded.worker(**TOO_SMALL):
-        job = embedded.until(job_id, "failed", seconds=60)
+        job = embedded.until(job_id, "failed")
     assert began(embedded, job_id) and (job.attempt, job.lost_attempts) == (2, 1)
     assert entries(embedded) == [f"archive-{dataset.sha256}"]
     embedded.sweep()

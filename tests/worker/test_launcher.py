@@ -89,7 +89,7 @@ def test_a_job_of_two_processes_survives_the_death_of_one_and_has_the_weights_of
     with embedded.worker(processes_per_job=2):
         # No event tells it so fast.
         checkpoint = embedded.settings.work_dir / two / "attempt-1/out/checkpoint.pt"
-        wait_for(checkpoint.exists, "a checkpoint", 60, lambda: embedded.story(two))
+        wait_for(checkpoint.exists, "a checkpoint", story=lambda: embedded.story(two))
         watcher = min(processes_that_name(f"{two}/attempt-1/"))
         _, second = sorted(map(int, Path(f"/proc/{watcher}/task/{watcher}/children").read_text().split()))
         os.kill(second, signal.SIGKILL)

@@ -44,7 +44,7 @@ def test_a_job_whose_machine_is_gone_ends_in_the_same_weights_on_another(over: E
         environment = Path(f"/proc/{number}/environ").read_text()
         assert "AWS_" not in environment and CREDENTIALS["AWS_SECRET_ACCESS_KEY"] not in environment
         assert CREDENTIALS["AWS_SECRET_ACCESS_KEY"] in Path(f"/proc/{worker.pid}/environ").read_text(), "the worker has it"
-        wait_for(lambda: over.checkpoints(killed), "a checkpoint in the bucket", 60, lambda: over.story(killed))
+        wait_for(lambda: over.checkpoints(killed), "a checkpoint in the bucket", story=lambda: over.story(killed))
         worker.kill()
         wait_for(lambda: gone(number), "the death of its child", 5)
         worker.wait()
