@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from app.method_settings import LossWeights
 from app.settings import Settings, Telemetry
 from app.spec import DataSpec, InputSpec, JobRequest, Scaling, TargetReference
-from tests.adaptation.conftest import make, spec
+from tests.adaptation.conftest import adapting, make
 from worker.adaptation import preprocessing
 from worker.adaptation.data import read_target
 from worker.adaptation.evaluation import centre_batch
@@ -62,7 +62,7 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
 def test_every_variable_is_read_by_the_settings_the_command_the_tests_or_compose(page: Path) -> None:
     known = {f"MODALBRIDGE_{name.upper()}" for name in Settings.model_fields}
     readers = (
-        "client/modalbridge/cli/options.py", "tests/conftest.py", "tests/deploy/conftest.py", "tests/worker/test_brokers.py",
+        "client/modalbridge/cli/options.py", "tests/conftest.py", "tests/worker/test_brokers.py",
         "docker-compose.yml",
     )  # fmt: skip
     known |= {name for reader in readers for name in re.findall(r"MODALBRIDGE_[A-Z0-9_]+", text(reader))}
@@ -188,10 +188,10 @@ def test_the_page_of_the_outputs_loads_each_and_prepares_images_as_the_engine_do
     torch.manual_seed(0)
     save_file(torchvision.models.resnet18(num_classes=3).state_dict(), data / "source.safetensors")
     model = {"architecture": "torchvision/resnet18"}
-    spec(data, method="source_only", source_model=model, outputs=["torch_export", "onnx"])
-    command = [sys.executable, "-m", "worker.adaptation", str(data / "spec.json"), "--out", str(tmp_path / "out")]
-    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, timeout=280)
-    artifacts = tmp_path / "out/artifacts"
+    with adapting(data, tmp_path) as adapt:
+        ran = adapt(method="source_only", source_model=model, outputs=["torch_export", "onnx"])
+    assert [told["published"] for told in ran.result.summary["outputs"].values()] == [True, True, True]
+    artifacts = ran.out / "artifacts"
     (artifacts / "frame.png").write_bytes((data / "target/007.png").read_bytes())
     by_safetensors, by_torch, by_onnx, prepare = blocks(ROOT / "docs/outputs.md", "python")
     for block in (by_safetensors, by_torch, by_onnx):

@@ -1,5 +1,5 @@
 """The set-ups of tests/worker."""
 
-from tests.worker.conftest import embedded, environment, small_data
+from tests.worker.conftest import embedded, environment, one_thread, small_data
 
-__all__ = ["embedded", "environment", "small_data"]
+__all__ = ["embedded", "environment", "one_thread", "small_data"]

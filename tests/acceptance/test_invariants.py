@@ -27,6 +27,7 @@ from tests.worker.embedded import (
     child_of,
     gone,
     processes_that_name,
+    undisturbed,
     wait_for,
 )
 
@@ -67,21 +68,20 @@ def test_2_a_message_that_comes_five_times_is_one_run(embedded: Embedded):
 
 
 def test_3_a_job_whose_worker_is_killed_ends_in_the_weights_of_an_undisturbed_one(embedded: Embedded):
+    killed = embedded.submit(**LONGER)
     with embedded.worker() as worker:
-        undisturbed = embedded.submit(**LONGER)
-        embedded.until(undisturbed, "succeeded")
-        killed = embedded.submit(**LONGER)
         number = caught_with_a_checkpoint(embedded, killed)
         worker.kill()
         wait_for(lambda: gone(number), "the death of its child", 5)
         worker.wait()
+    theirs = undisturbed(embedded, killed)
     assert embedded.job(killed).status == "running", "nobody has noticed yet"
     with embedded.worker():
         job = embedded.until(killed, "succeeded")
     assert (job.attempt, job.lost_attempts) == (2, 1)
     started = embedded.until_event(killed, "started", attempt=2)
     assert started.data["resumed_from"] is not None, "it went on from a checkpoint"
-    ours, theirs = embedded.published(killed), embedded.published(undisturbed)
+    ours = embedded.published(killed)
     assert ours["model.safetensors"] == theirs["model.safetensors"]
     assert ours["translator.safetensors"] == theirs["translator.safetensors"]
     assert ours["metrics.json"] == theirs["metrics.json"]

@@ -61,13 +61,7 @@ def two(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess
     return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=240)
 
 
-def test_what_is_gathered_has_the_gradients_of_the_whole(tmp_path):
-    (tmp_path / "unit.py").write_text(UNIT)
-    ran = two(str(tmp_path / "unit.py"))
-    assert ran.returncode == 0, ran.stderr
-
-
-def test_a_worker_s_processes_meet_in_a_folder_of_any_name(tmp_path):
+def test_a_worker_s_processes_meet_in_a_folder_of_any_name_and_what_they_gather_has_the_gradients_of_the_whole(tmp_path):
     """Where loopback is all that they have, and a share of the memory until one goes on alone."""
     meeting = """
 import os, resource

@@ -20,7 +20,7 @@ from app.problems import parse
 from app.source_models import routes as source_model_routes
 from app.spec import JobRequest, SourceModelDescription
 from tests.app.conftest import make_images, safetensors, submit
-from tests.conftest import Service
+from tests.conftest import Service, on_sqlite
 
 Change = Callable[[dict[str, Any], Path], None]
 
@@ -102,6 +102,7 @@ CASES: list[tuple[str, Change, str, str | None]] = [
 ]  # fmt: skip
 
 
+@on_sqlite
 @pytest.mark.parametrize(("change", "code", "pointer"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
 def test_a_bad_field_is_named(
     service: Service, request_body: dict[str, Any], data_root: Path, change: Change, code: str, pointer: str | None
@@ -128,6 +129,7 @@ FOLDERS: list[tuple[str, Callable[[Path], object], dict[str, str], str, str]] = 
 ]  # fmt: skip
 
 
+@on_sqlite
 @pytest.mark.parametrize(("act", "uris", "code", "pointer"), [case[1:] for case in FOLDERS], ids=[case[0] for case in FOLDERS])
 def test_bad_data_are_named(
     service: Service,
@@ -161,6 +163,7 @@ def refused(service: Service, body: dict[str, Any], code: str, pointer: str | No
     assert [path for path in service.blobs.folder.rglob("*") if path.is_file()] == []
 
 
+@on_sqlite
 @pytest.mark.parametrize(
     ("name", "code"),
     [("a\0b.png", "reference_missing"), ("x" * 300 + ".png", "reference_unreadable"), ("x/" * 5000 + "a.png", "reference_unreadable")],
@@ -255,6 +258,7 @@ def test_an_unknown_source_model(service: Service, request_body: dict[str, Any])
     assert answer.status_code == 404 and answer.json()["pointer"] == "/source_model/id"
 
 
+@on_sqlite
 @pytest.mark.parametrize(
     ("content", "type_", "code"),
     [

@@ -10,7 +10,7 @@ import pytest
 
 from app.settings import Settings
 from tests.app.conftest import safetensors, submit
-from tests.conftest import Service, serving
+from tests.conftest import Service, on_sqlite, serving
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,7 @@ OTHERS = (
 )
 
 
+@on_sqlite
 @pytest.mark.parametrize("host", OTHERS)
 def test_a_name_that_is_made_to_lead_here_reads_and_changes_nothing(
     service: Service, request_body: dict[str, Any], host: str
@@ -67,6 +68,7 @@ def test_a_name_that_is_made_to_lead_here_reads_and_changes_nothing(
     assert service.client.get(f"/jobs/{job}").json()["status"] == "queued"
 
 
+@on_sqlite
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "10.1.2.3:8000", "[::1]:8000", "[fe80::1]", "localhost", "LocalHost:8000", "a.b.localhost", "localhost.", "frontend:8000"]
 )  # fmt: skip

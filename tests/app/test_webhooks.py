@@ -17,7 +17,7 @@ from app.settings import Settings
 from app.webhooks import service as webhooks
 from app.webhooks.schemas import WebhookRequest
 from app.webhooks.table import Webhook
-from tests.conftest import Service
+from tests.conftest import Service, on_sqlite
 
 PUBLIC = "https://1.1.1.1/hook"
 
@@ -62,6 +62,7 @@ def test_a_test_message_is_in_its_log_and_goes_with_it(service: Service) -> None
     assert service.client.post(f"/webhooks/{id}/test").status_code == 404
 
 
+@on_sqlite
 @pytest.mark.parametrize(
     ("url", "words"),
     [
@@ -102,6 +103,7 @@ def test_one_private_address_among_several_is_enough_to_refuse() -> None:
         webhooks.check_url("https://two.example/", Settings(), lambda host, port: ["1.1.1.1", "192.168.0.1"])
 
 
+@on_sqlite
 @pytest.mark.parametrize(
     ("body", "code"),
     [

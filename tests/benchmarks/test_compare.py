@@ -233,7 +233,7 @@ def test_a_campaign_that_is_stopped_goes_on_from_the_engines_checkpoint(shapes, 
         "--methods",
         "tgmb",
         "--steps",
-        "120",
+        "60",
         "--jobs",
         "2",
     ]

@@ -13,7 +13,7 @@ from app.dashboard import form
 from app.method_settings import PRESETS, Settings
 from app.spec import JobRequest, Method
 from tests.app.conftest import safetensors
-from tests.conftest import Service
+from tests.conftest import Service, on_sqlite
 from tests.dashboard import seeding
 from tests.dashboard.html import Html, checked
 
@@ -92,6 +92,7 @@ def test_what_is_wrong_is_told_at_its_field_and_what_was_typed_is_kept(service: 
     assert service.client.get("/jobs").json()["data"] == []
 
 
+@on_sqlite
 @pytest.mark.parametrize(
     ("changes", "field", "words"),
     [

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import redis
 import sqlalchemy as sa
 
 from app.ids import new_id
 from deploy import compose, stack
 from tests.conftest import POSTGRES
+from tests.servers import Redis
 from tests.worker.conftest import embedded, environment, small_data
 
 __all__ = ["embedded", "environment", "small_data"]
-REDIS = os.environ.get("MODALBRIDGE_TEST_REDIS", "redis://127.0.0.1:6379/9")
 
 
 @pytest.fixture(scope="session")
@@ -37,8 +35,8 @@ def database_url() -> Iterator[str]:
 
 
 @pytest.fixture
-def broker_url() -> Iterator[str]:
-    with redis.from_url(REDIS) as client:
-        client.flushdb()
-        yield REDIS
-        client.flushdb()
+def broker_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    server = Redis(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server.url
+    server.kill()

@@ -91,7 +91,7 @@ def test_what_was_backed_up_is_there_again_on_empty_servers_and_work_goes_on(
                 assert ended(client, done) == "succeeded"
                 came = downloads(client, done)
                 run(backing_up, folder, backup)
-                after = job(client, small_data)
+                after = job(client, small_data, device="cuda")  # which no worker here begins
     finally:
         first.end("store")
 

@@ -29,12 +29,12 @@ from tests.worker.embedded import ROOT, processes_that_name, wait_for
 Services = dict[str, dict[str, Any]]
 
 
-def job(client: httpx.Client, data: Path) -> str:
+def job(client: httpx.Client, data: Path, device: str = "cpu") -> str:
     request = {
         "source_model": {"architecture": "timm/test_resnet", "classes": CLASSES, "input": {"size": SIZE}},
         "data": {name: {"uri": f"file://{data}/{name}"} for name in ("target", "pairs")},
         "method": "source_only",
-        "device": "cpu",
+        "device": device,
     }
     parts = {
         "request": (None, json.dumps(request), "application/json"),

@@ -12,10 +12,12 @@ from app.blobs import open_blobs
 from app.database import Database
 from app.jobs.states import TERMINAL
 from app.settings import Settings
-from tests.adaptation.conftest import make
+from tests.adaptation.conftest import make, one_thread
 from tests.conftest import BOTH
 from tests.worker.embedded import Embedded, processes_that_name
 from worker import workspace
+
+__all__ = ["one_thread"]
 
 
 @pytest.fixture(scope="session")

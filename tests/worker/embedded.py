@@ -21,6 +21,7 @@ from app import broker
 from app.blobs import Blobs
 from app.broker import make_celery
 from app.database import EMBEDDED_TENANT, Database
+from app.ids import new_id
 from app.jobs import checkpoints, queries, service
 from app.jobs.checkpoints import Kept
 from app.jobs.table import Job, JobEvent
@@ -28,13 +29,20 @@ from app.settings import Settings
 from app.spec import JobRequest
 from tests import clocks
 from tests.adaptation.conftest import CLASSES, SIZE
-from worker import housekeeping
+from worker import housekeeping, inputs
+from worker.adaptation.journal import Journal
+from worker.adaptation.run import run
 from worker.process import WorkerProcess
 
 ROOT = Path(__file__).parents[2]
+PATIENCE_S = 120.0
+"""Where nothing is said of how soon something is to happen: to import torch takes a minute where a core is shared by ten."""
 QUICK: dict[str, Any] = {"method": "source_only"}
 LONGER: dict[str, Any] = {"settings": {"precision": "fp32", "bridging": {"steps": 60, "batch_size": 8, "patience": 0}}}
 """Long enough to be caught in the middle."""
+TOO_SMALL: dict[str, Any] = {"child_memory_bytes": 20 * 2**20}
+"""Of a worker: Python itself starts in this, and the engine does not. For what comes before the job's process, and costs none of the
+seconds that torch takes."""
 ENDLESS: dict[str, Any] = {"settings": {"bridging": {"steps": 1_000_000, "batch_size": 8, "patience": 0, "validate_every": 1000}}}
 
 
@@ -110,11 +118,11 @@ class Embedded:
         """Those in the blob store, the newest first."""
         return checkpoints.kept(self.blobs, EMBEDDED_TENANT, job_id)
 
-    def until(self, job_id: str, *statuses: str, seconds: float = 60) -> Job:
+    def until(self, job_id: str, *statuses: str, seconds: float = PATIENCE_S) -> Job:
         wait_for(lambda: self.job(job_id).status in statuses, f"{job_id} {statuses}", seconds, lambda: self.story(job_id))
         return self.job(job_id)
 
-    def until_event(self, job_id: str, kind: str, *, attempt: int = 1, words: str = "", seconds: float = 60) -> JobEvent:
+    def until_event(self, job_id: str, kind: str, *, attempt: int = 1, words: str = "", seconds: float = PATIENCE_S) -> JobEvent:
         def found() -> list[JobEvent]:
             return [event for event in self.events(job_id, kind) if event.attempt >= attempt and words in event.message]
 
@@ -180,11 +188,16 @@ def asleep(embedded: Embedded, worker: subprocess.Popen[bytes]) -> None:
     wait_for(stopped, "the worker to be between two transactions")
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 30, story: Callable[[], str] = lambda: "") -> None:
+def wait_for(
+    condition: Callable[[], object], what: str, seconds: float = PATIENCE_S, story: Callable[[], str] = lambda: ""
+) -> None:
+    """Asks again and again; what is dear to ask is asked less often, for what it waits for needs the processor too."""
     until = time.monotonic() + seconds
+    asked_at = time.thread_time()
     while not condition():
         assert time.monotonic() < until, f"waited {seconds:g} s for {what}\n{story()}"
-        time.sleep(0.02)
+        time.sleep(max(0.02, 10 * (time.thread_time() - asked_at)))
+        asked_at = time.thread_time()
 
 
 def processes_that_name(text: str) -> list[int]:
@@ -209,8 +222,24 @@ def caught_with_a_checkpoint(embedded: Embedded, job_id: str, attempt: int = 1) 
     """The number of the process that runs this attempt, as soon as it has written one; no event tells it so fast."""
     number = child_of(embedded, job_id, attempt)
     checkpoint = embedded.settings.work_dir / job_id / f"attempt-{attempt}" / "out/checkpoint.pt"
-    wait_for(checkpoint.exists, "a checkpoint", 60, lambda: embedded.story(job_id))
+    wait_for(checkpoint.exists, "a checkpoint", story=lambda: embedded.story(job_id))
     return number
+
+
+def undisturbed(embedded: Embedded, job_id: str) -> dict[str, bytes]:
+    """name -> content of the artifacts that the engine by itself makes of the job's request, from beginning to end, in this process."""
+    with embedded.db.read() as session:
+        asked = inputs.asked_for(session, job_id)
+    out = embedded.settings.data_dir.parent / new_id("undisturbed")
+    out.mkdir()
+    paths = [embedded.blobs.local(model.blob_key, out / model.id) for model in asked.models]
+    with Path(os.devnull).open("wb") as nobody:
+        journal = Journal(nobody.fileno(), out)
+        try:
+            run(inputs.spec(asked, paths), out, journal, out, embedded.settings.data_roots, 30.0)
+        finally:
+            journal.close()
+    return {path.name: path.read_bytes() for path in (out / "artifacts").iterdir()}
 
 
 def gone(number: int) -> bool:
@@ -239,6 +268,12 @@ def meanwhile(step: Callable[[], None]) -> Iterator[None]:
     assert not thread.is_alive()
     if raised:
         raise raised[0]
+
+
+def began(embedded: Embedded, job_id: str) -> bool:
+    """With TOO_SMALL: all was ready for the job's process, and it was started."""
+    job = embedded.job(job_id)
+    return (job.status, (job.error or {}).get("code")) == ("failed", "child_died")
 
 
 def counted(worker: WorkerProcess, name: str, **labels: str) -> float | None:

@@ -56,7 +56,7 @@ def until_a_worker_is_known(embedded: Embedded) -> None:
         with embedded.db.read() as session:
             return session.scalar(sa.select(sa.func.count(Worker.id)))
 
-    wait_for(known, "the worker's row", 60)
+    wait_for(known, "the worker's row")
 
 
 def runs_soon(embedded: Embedded) -> None:

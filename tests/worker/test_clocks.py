@@ -32,7 +32,7 @@ def test_a_worker_whose_clock_is_hours_ahead_hears_runs_and_tells_like_any_other
                 with embedded.db.read() as session:
                     return bool(session.scalar(sa.select(sa.func.count(Worker.id))))
 
-            wait_for(known, "the worker's row", 60)
+            wait_for(known, "the worker's row")
             job_id = embedded.submit(**QUICK)
             # By the wake-up: the next pass, with a message of its own, comes later.
             embedded.until(job_id, "running", "succeeded", seconds=PASS_S / 2)

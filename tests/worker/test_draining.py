@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from app.jobs.table import Worker
-from tests.worker.embedded import QUICK, Embedded
+from tests.worker.embedded import QUICK, TOO_SMALL, Embedded, began
 from worker import housekeeping
 from worker.draining import claim_next, drain
 
@@ -59,8 +59,8 @@ def test_one_that_waits_for_a_worker_with_cuda_says_so(embedded_both: Embedded):
 def test_a_real_worker_hears_of_jobs_for_cuda_if_it_takes_them(embedded: Embedded):
     """Told that it has a GPU, it finds on a machine without that there is none."""
     waiting = embedded.submit(device="cuda", **QUICK)
-    with embedded.worker(takes_cuda=False):
-        embedded.until(embedded.submit(**QUICK), "succeeded")
+    with embedded.worker(takes_cuda=False, **TOO_SMALL):
+        embedded.until(embedded.submit(**QUICK), "failed")
     assert embedded.job(waiting).status == "queued"
     assert len(list(embedded.settings.broker_dir.rglob("*.jobs.cuda.msg"))) >= 1, "the wake-up is left to another"
     with embedded.worker(takes_cuda=True):
@@ -70,9 +70,9 @@ def test_a_real_worker_hears_of_jobs_for_cuda_if_it_takes_them(embedded: Embedde
 
 def test_it_goes_on_until_nothing_is_queued(embedded: Embedded):
     jobs = [embedded.submit(wake=False, seed=n, **QUICK) for n in range(2)]
-    worker = embedded.process()
+    worker = embedded.process(**TOO_SMALL)
     assert drain(worker) == 2
-    assert [embedded.job(job_id).status for job_id in jobs] == ["succeeded"] * 2
+    assert all(began(embedded, job_id) for job_id in jobs)
     assert drain(worker) == 0, "and the next message finds nothing to do"
     assert worker.job_id is None
 
@@ -91,5 +91,5 @@ def test_a_worker_that_is_short_of_room_takes_no_job_until_it_has_some(embedded:
     assert drain(worker) == 0 and embedded.job(job_id).status == "queued"
     free = worker.metrics.registry.get_sample_value("modalbridge_worker_disk_free_bytes")
     assert 0 < free < 2**62
-    assert drain(embedded.process()) == 1
-    assert embedded.job(job_id).status == "succeeded"
+    assert drain(embedded.process(**TOO_SMALL)) == 1
+    assert began(embedded, job_id)

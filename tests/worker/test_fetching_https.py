@@ -16,7 +16,7 @@ from app.jobs import service
 from tests.archives import made, of_folder, tar_entry, tar_of
 from tests.https import File, Https, server
 from tests.worker.conftest import embedded_in
-from tests.worker.embedded import QUICK, Embedded, meanwhile, wait_for
+from tests.worker.embedded import QUICK, TOO_SMALL, Embedded, began, meanwhile, wait_for
 from tests.worker.test_fetching import SCALING, entries, leftovers
 from worker import sources
 from worker.cache import Cache, Room
@@ -78,8 +78,8 @@ def test_an_archive_is_downloaded_once_on_from_where_it_broke_off(host: Host):
     assert len(entries(host.embedded)) == 1 and leftovers(host.embedded) == []
     again = host.submit()
     host.https.seen.clear()
-    drain(host.embedded.process())
-    assert host.embedded.job(again).status == "succeeded" and host.https.seen == [], "it is in the cache"
+    drain(host.embedded.process(**TOO_SMALL))
+    assert began(host.embedded, again) and host.https.seen == [], "it is in the cache"
 
 
 def test_one_that_cannot_be_gone_on_with_begins_again(host: Host):
@@ -88,8 +88,8 @@ def test_one_that_cannot_be_gone_on_with_begins_again(host: Host):
     job_id = host.submit()
     host.file.break_after, host.file.breaks = len(host.archive) // 2, 1
     host.https.seen.clear()
-    drain(host.embedded.process())
-    assert host.embedded.job(job_id).status == "succeeded", host.embedded.story(job_id)
+    drain(host.embedded.process(**TOO_SMALL))
+    assert began(host.embedded, job_id), host.embedded.story(job_id)
     assert [part for _, _, part in host.https.seen] == ["", ""]
 
 
@@ -149,7 +149,7 @@ def test_one_that_waits_for_room_is_not_downloaded_again_and_again(
         (room.files / "large").write_bytes(bytes(used))
         return "v"
 
-    worker = host.embedded.process(cache_bytes=size)
+    worker = host.embedded.process(cache_bytes=size, **TOO_SMALL)
     other = Cache(worker.settings.cache_folder, size).hold("other", much, lambda: None)
     host.https.seen.clear()
     asked = []
@@ -162,7 +162,7 @@ def test_one_that_waits_for_room_is_not_downloaded_again_and_again(
 
     with meanwhile(let_go):
         drain(worker)
-    assert host.embedded.job(job_id).status == "succeeded", host.embedded.story(job_id)
+    assert began(host.embedded, job_id), host.embedded.story(job_id)
     assert asked == [downloads] and len(host.https.seen) == downloads + 1
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from tests.worker.embedded import LONGER, Embedded, gone, processes_that_name, wait_for
+from tests.worker.embedded import LONGER, Embedded, gone, processes_that_name, undisturbed, wait_for
 
 SHARE_OUT = """
 import os, signal, sys, time
@@ -85,14 +85,11 @@ def test_each_knows_its_place_and_they_share_the_cores(tmp_path):
 
 
 def test_a_job_of_two_processes_survives_the_death_of_one_and_has_the_weights_of_one(embedded: Embedded):
-    one = embedded.submit(**LONGER)
-    with embedded.worker():
-        embedded.until(one, "succeeded")
-    two = embedded.submit(**LONGER)  # not before: the other worker would begin it
+    two = embedded.submit(**LONGER)
     with embedded.worker(processes_per_job=2):
         # No event tells it so fast.
         checkpoint = embedded.settings.work_dir / two / "attempt-1/out/checkpoint.pt"
-        wait_for(checkpoint.exists, "a checkpoint", 60, lambda: embedded.story(two))
+        wait_for(checkpoint.exists, "a checkpoint", story=lambda: embedded.story(two))
         watcher = min(processes_that_name(f"{two}/attempt-1/"))
         _, second = sorted(map(int, Path(f"/proc/{watcher}/task/{watcher}/children").read_text().split()))
         os.kill(second, signal.SIGKILL)
@@ -104,6 +101,6 @@ def test_a_job_of_two_processes_survives_the_death_of_one_and_has_the_weights_of
         alone = embedded.submit(method="shot")
         embedded.until(alone, "succeeded")
         assert "one process of 2 works on it: each would normalise by its own share" in embedded.story(alone)
-    ours, theirs = (load(embedded.published(job_id)["model.safetensors"]) for job_id in (one, two))
+    ours, theirs = (load(files["model.safetensors"]) for files in (undisturbed(embedded, two), embedded.published(two)))
     for name, value in ours.items():
         assert torch.allclose(value.float(), theirs[name].float(), rtol=1e-2, atol=2e-3), name

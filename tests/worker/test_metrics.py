@@ -220,7 +220,7 @@ def test_a_real_worker_tells_what_it_does(embedded: Embedded, port: int):
         assert scrape(port)["consumer_silent_seconds"] < 5
         job_id = embedded.submit(**ENDLESS)
         embedded.until_event(job_id, "phase", words="bridging")
-        wait_for(lambda: scrape(port)["steps_per_second"] > 0, "the first steps", 60)
+        wait_for(lambda: scrape(port)["steps_per_second"] > 0, "the first steps")
         running = scrape(port)
         assert (running["busy"], running["consumer_silent_seconds"]) == (1, 0)
         assert running["phase_duration_seconds_count{method=tgmb_tgkt,phase=preparing}"] == 1

@@ -17,7 +17,7 @@ from app.jobs.table import Job
 from tests.conftest import POSTGRES
 from tests.servers import Disk
 from tests.worker.conftest import embedded_in
-from tests.worker.embedded import ENDLESS, OUTLASTING, QUICK, Embedded, assert_it_went_on, child_of, meanwhile
+from tests.worker.embedded import ENDLESS, OUTLASTING, QUICK, TOO_SMALL, Embedded, assert_it_went_on, began, child_of, meanwhile
 from worker import supervisor, workspace
 from worker.draining import claim_next, drain
 
@@ -67,8 +67,8 @@ def test_a_worker_whose_disk_is_full_costs_a_job_attempts_and_no_more_than_it_ma
     assert (job.status, job.error["code"], job.lost_attempts) == ("failed", "disk_full", 3)
     with embedded.db.write() as session:
         session.execute(sa.update(Job).values(not_before=None))
-    drain(embedded.process())
-    assert embedded.job(kept).status == "succeeded"
+    drain(embedded.process(**TOO_SMALL))
+    assert began(embedded, kept)
 
 
 @pytest.mark.postgres

@@ -16,7 +16,7 @@ from app.jobs import checkpoints, service
 from app.jobs.table import Worker
 from tests.s3 import CREDENTIALS, Bucket
 from tests.worker.conftest import embedded_in
-from tests.worker.embedded import ENDLESS, QUICK, ROOT, Embedded, child_of, gone, meanwhile, wait_for
+from tests.worker.embedded import ENDLESS, QUICK, ROOT, Embedded, child_of, gone, meanwhile, undisturbed, wait_for
 from worker import housekeeping
 from worker.draining import drain
 
@@ -38,25 +38,24 @@ def elsewhere(made: Embedded) -> Path:
 
 
 def test_a_job_whose_machine_is_gone_ends_in_the_same_weights_on_another(over: Embedded):
+    killed = over.submit(**LONG_ENOUGH)
     with over.worker() as worker:
-        undisturbed = over.submit(**LONG_ENOUGH)
-        over.until(undisturbed, "succeeded", seconds=120)
-        killed = over.submit(**LONG_ENOUGH)
         number = child_of(over, killed, 1)
         environment = Path(f"/proc/{number}/environ").read_text()
         assert "AWS_" not in environment and CREDENTIALS["AWS_SECRET_ACCESS_KEY"] not in environment
         assert CREDENTIALS["AWS_SECRET_ACCESS_KEY"] in Path(f"/proc/{worker.pid}/environ").read_text(), "the worker has it"
-        wait_for(lambda: over.checkpoints(killed), "a checkpoint in the bucket", 60, lambda: over.story(killed))
+        wait_for(lambda: over.checkpoints(killed), "a checkpoint in the bucket", story=lambda: over.story(killed))
         worker.kill()
         wait_for(lambda: gone(number), "the death of its child", 5)
         worker.wait()
+    theirs = undisturbed(over, killed)
     assert over.job(killed).status == "running", "nobody has noticed yet"
     with over.worker(data_dir=elsewhere(over)):
         job = over.until(killed, "succeeded", seconds=120)
     assert (job.attempt, job.lost_attempts) == (2, 1)
     resumed_from = over.until_event(killed, "started", attempt=2).data["resumed_from"]
     assert resumed_from is not None, "it went on from a checkpoint that came by way of the store"
-    ours, theirs = over.published(killed), over.published(undisturbed)
+    ours = over.published(killed)
     for name in ("model.safetensors", "translator.safetensors", "metrics.json"):
         assert ours[name] == theirs[name], name
     assert over.checkpoints(killed) == []

@@ -17,7 +17,7 @@ from app.source_models import service as source_models
 from app.source_models.table import SourceModel
 from app.spec import SourceModelDescription
 from tests.adaptation.conftest import CLASSES, SIZE
-from tests.worker.embedded import ENDLESS, QUICK, Embedded, counted, processes_that_name
+from tests.worker.embedded import ENDLESS, QUICK, TOO_SMALL, Embedded, counted, processes_that_name
 from worker.draining import drain
 
 
@@ -101,7 +101,7 @@ def test_code_in_a_pickle_does_not_run(embedded: Embedded, tmp_path: Path):
 
 def test_a_process_that_dies_without_a_result_fails_the_job_with_its_last_words(embedded: Embedded):
     job_id = embedded.submit(wake=False, **QUICK)
-    drain(embedded.process(child_memory_bytes=20 * 2**20))  # Python itself starts in this, and the engine does not
+    drain(embedded.process(**TOO_SMALL))
     job = embedded.job(job_id)
     assert (job.status, job.error["code"], job.lost_attempts) == ("failed", "child_died", 0)
     assert "Error" in embedded.events(job_id, "log")[-1].message
