@@ -80,7 +80,7 @@ def test_where_the_pairs_are_of_another_domain_it_takes_the_place_of_T_and_no_fe
     assert stage(ran)["relevance"] == 0
     assert stage(ran)["calibrated"]
     said = [event.message for event in ran.events if event.type == "log" and "calibrated" in event.message]
-    assert len(said) == 1 and "relevance 0.00" in said[0]
+    assert len(said) == 1 and "relevance of the pairs 0.00" in said[0]
     assert "transferring/L_feat" not in ran.series and "transferring/L_BN" in ran.series
 
 

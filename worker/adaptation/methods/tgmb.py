@@ -72,6 +72,8 @@ def train(job: Job) -> Translator:
     D = losses.discriminator(job.source.width).to(device)
     if (done := job.finished.get("bridging")) is not None:
         T.load_state_dict(done["T"])
+        if "batch_norms" in done:
+            job.work["bridging"] = 0.0
         return T.eval().requires_grad_(False)
     averaged = copy.deepcopy(T).requires_grad_(False)
     adam = torch.optim.Adam([*T.parameters(), *D.parameters()], lr=s.lr)
@@ -154,13 +156,14 @@ def calibrate(
 ) -> Translator:
     """Ends the stage before its first step: T stays, and the source model is calibrated."""
     job, relevant = stage.job, stage.memory["relevance"]
+    job.work["bridging"] = 0.0  # nothing of it is left to do, for the progress
     T.eval().requires_grad_(False)
     classifier = calibration.calibrated(job.source, T, job.target, job.spec, job.device)
     score = stopping.Score(job, held, target_batches, running, relevant)(T, classifier)
     score = parallel.agreed(score, job.device)
     stage.record("score", score, 0)
-    why = f"the pairs are too far from the task to train T (relevance {relevant:.2f})"
-    job.journal(Logged(message=f"bridging: {why}; the batch norms of the source model are calibrated by target images instead"))
+    said = f"the batch norms of the source model are calibrated by target images, and T is not trained (relevance of the pairs {relevant:.2f})"
+    job.journal(Logged(message=f"bridging: {said}"))
     warn_if_collapsed(job, classifier, T)
     told = {"best_step": 0, "score": score, "relevance": relevant, "calibrated": True}
     stage.finish({"T": T.state_dict(), "batch_norms": calibration.kept(classifier), **told, **polarity.told(T)})
