@@ -26,7 +26,6 @@ from worker.adaptation.image_sets import Images
 from worker.adaptation.job import Adapted
 from worker.adaptation.methods import calibration
 from worker.adaptation.source_model import Classifier
-from worker.adaptation.translator import Translator
 
 TOLERANCE = 0.02
 """Of the mean entropy, in nats, between the run's own report and the weights loaded again."""
@@ -42,7 +41,8 @@ class Published:
         return with_adapted(models_of(self.source, self.adapted))
 
 
-def load(spec: AdaptationSpec, artifacts: Path, where: torch.device) -> Published:
+def load(spec: AdaptationSpec, artifacts: Path, target: Images, where: torch.device) -> Published:
+    """target: of `target_images`."""
     card = json.loads((artifacts / "model.json").read_text(encoding="utf-8"))
     files = (spec.source_model, *spec.further_source_models)
     members, weights = [source_model.load(file, Path(file.uri)) for file in files], artifacts / "model.safetensors"
@@ -57,22 +57,11 @@ def load(spec: AdaptationSpec, artifacts: Path, where: torch.device) -> Publishe
         T = translator.build(told["kind"], told["channels"])
         T.load_state_dict(load_file(artifacts / "translator.safetensors"))
         T = T.to(where).eval()
-    return Published(
-        source, Adapted(adapted, T, told is not None and told["needed"], _teacher(spec, artifacts, source, adapted, T))
-    )
-
-
-def _teacher(
-    spec: AdaptationSpec, artifacts: Path, source: Classifier | Ensemble, adapted: Classifier | Ensemble, T: Translator | None
-) -> Classifier | Ensemble | None:
-    """What the run had behind T, where that was not the source model: of tgmb what is published, of others calibrated anew."""
-    report = json.loads((artifacts / "report.json").read_text(encoding="utf-8"))
-    if not report["stages"].get("bridging", {}).get("calibrated"):
-        return None
-    if spec.method == "tgmb":
-        return adapted
-    where = next(source.parameters()).device
-    return calibration.calibrated(source, T, target_images(spec, artifacts.parent), spec, where)
+    teacher = None
+    if json.loads((artifacts / "report.json").read_text(encoding="utf-8"))["stages"].get("bridging", {}).get("calibrated"):
+        # Published by tgmb; of tgmb_tgkt it was the teacher alone, and can be made anew.
+        teacher = adapted if spec.method == "tgmb" else calibration.calibrated(source, T, target, spec, where)
+    return Published(source, Adapted(adapted, T, told is not None and told["needed"], teacher))
 
 
 def _adapted(source: Ensemble, tensors: dict[str, Tensor], mixing: list[float]) -> Ensemble:
@@ -100,7 +89,7 @@ def transductive(spec: AdaptationSpec, folder: Path, classes_of: dict[str, str])
     labels = torch.tensor([classes.index(classes_of[name]) for name in images.names])
     report = json.loads((folder / "artifacts/report.json").read_text(encoding="utf-8"))
     found: dict[str, dict[str, Any]] = {}
-    for name, model in load(spec, folder / "artifacts", where).models().items():
+    for name, model in load(spec, folder / "artifacts", images, where).models().items():
         _, logits = evaluation.predict(model, images, spec.source_model.input.size, where)
         _check(name, logits, report["evaluation"]["target"][name]["mean_entropy"])
         found[name] = evaluation.accuracy(logits, labels, classes)

@@ -26,7 +26,7 @@ from benchmarks.environment import ROOT
 from worker.adaptation import device, pictures
 from worker.adaptation.data import read_evaluation
 from worker.adaptation.evaluation import centre_batch, spread
-from worker.adaptation.image_sets import LabelledImages
+from worker.adaptation.image_sets import Images, LabelledImages
 from worker.adaptation.translator import replicate
 
 OURS = "rendered"
@@ -45,11 +45,11 @@ def draw(run: Path, out: Path, rows: int = 12) -> None:
         raise ValueError(f"{spec.method} has no translator: there is nothing to show")
     where, input = device.choose(spec.device), spec.source_model.input
     with tempfile.TemporaryDirectory() as folder:
-        held_out = _held_out(spec, Path(folder))
+        target, held_out = _images(spec, Path(folder))
         index = spread(np.arange(len(held_out.labels)), rows)
         x = centre_batch(held_out.images, index, input.size).to(where)
         names, truth = [held_out.images.names[i] for i in index], held_out.labels[index]
-    models = published.load(spec, run / "out/artifacts", where)
+        models = published.load(spec, run / "out/artifacts", target, where)
     with torch.no_grad():
         translated = models.adapted.translator(x)
         said = pictures.answers(models.models(), x, spec.source_model.classes)
@@ -57,10 +57,12 @@ def draw(run: Path, out: Path, rows: int = 12) -> None:
     _sheet(columns, said, [spec.source_model.classes[k] for k in truth]).save(out)
 
 
-def _held_out(spec: AdaptationSpec, folder: Path) -> LabelledImages:
-    """Scaled as the target images are; read anew below `folder`, since a run's own cache goes when it is done."""
+def _images(spec: AdaptationSpec, folder: Path) -> tuple[Images, LabelledImages]:
+    """The target images, and the held-out ones scaled as they are; read anew below `folder`, since a run's own cache goes when it is done."""
     target = published.target_images(spec, folder)
-    return read_evaluation(spec.data, spec.source_model.classes, spec.source_model.input, target, folder, emit=lambda _: None)
+    return target, read_evaluation(
+        spec.data, spec.source_model.classes, spec.source_model.input, target, folder, emit=lambda _: None
+    )
 
 
 def _twins(folder: str | None, names: list[str], input: InputSpec) -> list[Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 from app.dashboard.formats import figure, share
 
 VERDICTS = {"deploy": "Deploy", "look_closer": "Look closer", "do_not_deploy": "Do not deploy"}
-MODELS = {"source_only": "Source model as it is", "bridged": "Source model behind T", "adapted": "Adapted model"}
+MODELS = {"source_only": "Source model as it is", "bridged": "Teacher: the source model behind T", "adapted": "Adapted model"}
 
 
 @dataclass(frozen=True)

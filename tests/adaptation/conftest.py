@@ -82,7 +82,7 @@ def spec(folder: Path, **changes: Any) -> dict[str, Any]:
         },
         "settings": {
             "precision": "fp32",
-            "bridging": {"steps": 12, "batch_size": 8, "validate_every": 4},
+            "bridging": {"steps": 12, "batch_size": 8, "validate_every": 4, "calibration": "never"},
             "transfer": {"epochs": 2, "batch_size": 16},
         },
         "device": "cpu",

@@ -17,7 +17,7 @@ from tests.adaptation.test_relevance import depth, rgb, settle
 from tests.adaptation.test_resume import at, attempt, weights
 from worker.adaptation.translator import build
 
-FEW = {"bridging": {"steps": 2, "polarity": "keep"}}
+FEW = {"bridging": {"steps": 2, "polarity": "keep", "calibration": "auto"}}
 ALWAYS = {"bridging": FEW["bridging"] | {"calibration": "always"}}
 
 
@@ -101,7 +101,7 @@ def test_switched_off_it_is_the_source_model_behind_T(adapt, data):
 def test_the_papers_translator_as_it_was_before_training_is_no_image(adapt, data):
     """So it is trained, whatever the pairs are."""
     settle(data, depth(data))
-    ran = adapt(method="tgmb", settings={"bridging": FEW["bridging"] | {"translator": "paper"}})
+    ran = adapt(method="tgmb", settings={"bridging": ALWAYS["bridging"] | {"translator": "paper"}})
     assert "calibrated" not in stage(ran) and stage(ran)["steps"] == 2
 
 
@@ -109,10 +109,16 @@ def test_the_papers_preset_has_it_off():
     assert Settings(preset="paper").bridging.calibration == "never"
 
 
+def test_what_trains_the_source_model_behind_T_has_T_trained(adapt, data):
+    settle(data, depth(data))
+    ran = adapt(method="socket_tgmb", settings=ALWAYS)
+    assert "calibrated" not in stage(ran) and stage(ran)["steps"] == 2
+
+
 def test_a_source_model_without_batch_norms_has_nothing_to_calibrate(adapt, data):
     torch.manual_seed(0)
     save_file(timm.create_model("test_vit", num_classes=3, img_size=32).state_dict(), data / "source.safetensors")
-    ran = adapt(settings=FEW, source_model={"architecture": "timm/test_vit"})
+    ran = adapt(settings=ALWAYS, source_model={"architecture": "timm/test_vit"})
     assert "calibrated" not in stage(ran)
 
 
@@ -140,7 +146,7 @@ def test_what_is_published_of_stage_1_is_what_it_was_measured_as(adapt, data):
 @pytest.mark.acceptance
 def test_killed_after_it_a_job_goes_on_with_the_same_teacher(data):
     settle(data, depth(data))
-    spec(data, settings={"transfer": {"epochs": 2, "batch_size": 16}})
+    spec(data, settings=FEW | {"transfer": {"epochs": 2, "batch_size": 16}})
     assert attempt(data, "whole")[1] == 0
     for death in (at("phase", "transferring"), at("checkpoint", "transferring", 3)):
         assert attempt(data, "killed", death)[1] == -signal.SIGKILL

@@ -43,13 +43,23 @@ def found(**changes: Any) -> dict[str, Any]:
     return document
 
 
-def judged(churn: float = 0.0, method: str = "tgmb_tgkt", **changes: Any):
-    return verdict.judge(found(**changes), [[1, 0.5], [2, churn]], method, 4)
+def judged(churn: float = 0.0, method: str = "tgmb_tgkt", relevance: float | None = 0.8, **changes: Any):
+    return verdict.judge(found(**changes), [[1, 0.5], [2, churn]], method, 4, relevance)
 
 
 def test_a_good_adaptation_is_deployed():
     assert judged() == ("deploy", [])
     assert judged(labelled=None)[0] == "deploy"
+    assert judged(relevance=None)[0] == "deploy"
+
+
+def test_pairs_of_another_domain_tell_nothing_for_or_against_it():
+    for ratio in (0.4, 1.9):
+        found, reasons = judged(relevance=0.1, pairs__adapted__feature_distance_ratio=ratio)
+        assert found == "look_closer"
+        assert [reason["what"].partition(":")[0] for reason in reasons] == [
+            "The pairs are too far from the task to tell whether the features fit"
+        ]
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "method": "tgmb_tgkt",
         "settings": {
             "precision": "fp32",
-            "bridging": {"steps": 120, "batch_size": 8, "validate_every": 10},
+            "bridging": {"steps": 120, "batch_size": 8, "validate_every": 10, "calibration": "never"},
             "transfer": {"epochs": 4, "batch_size": 16},
         },
     },

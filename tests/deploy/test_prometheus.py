@@ -138,7 +138,11 @@ def test_after_one_job_all_that_the_dashboard_and_the_alerts_ask_has_its_answer(
         with prometheus(folder, targets) as asked:
             wait_for(lambda: asked.series("modalbridge_worker_housekeeping_passes_total > 0"), "the worker's first pass")
             job_id = embedded.submit(
-                settings={"precision": "fp32", "bridging": {"steps": 4, "batch_size": 8}, "transfer": {"epochs": 1}}
+                settings={
+                    "precision": "fp32",
+                    "bridging": {"steps": 4, "batch_size": 8, "calibration": "never"},
+                    "transfer": {"epochs": 1},
+                }
             )
 
             def over() -> bool:

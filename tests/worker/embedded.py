@@ -38,12 +38,16 @@ ROOT = Path(__file__).parents[2]
 PATIENCE_S = 120.0
 """Where nothing is said of how soon something is to happen: to import torch takes a minute where a core is shared by ten."""
 QUICK: dict[str, Any] = {"method": "source_only"}
-LONGER: dict[str, Any] = {"settings": {"precision": "fp32", "bridging": {"steps": 60, "batch_size": 8, "patience": 0}}}
+LONGER: dict[str, Any] = {
+    "settings": {"precision": "fp32", "bridging": {"steps": 60, "batch_size": 8, "patience": 0, "calibration": "never"}}
+}
 """Long enough to be caught in the middle."""
 TOO_SMALL: dict[str, Any] = {"child_memory_bytes": 20 * 2**20}
 """Of a worker: Python itself starts in this, and the engine does not. For what comes before the job's process, and costs none of the
 seconds that torch takes."""
-ENDLESS: dict[str, Any] = {"settings": {"bridging": {"steps": 1_000_000, "batch_size": 8, "patience": 0, "validate_every": 1000}}}
+ENDLESS: dict[str, Any] = {
+    "settings": {"bridging": {"steps": 1_000_000, "batch_size": 8, "patience": 0, "validate_every": 1000, "calibration": "never"}}
+}
 
 
 @dataclass
@@ -73,7 +77,7 @@ class Embedded:
             },
             "settings": {
                 "precision": "fp32",
-                "bridging": {"steps": 12, "batch_size": 8, "validate_every": 4},
+                "bridging": {"steps": 12, "batch_size": 8, "validate_every": 4, "calibration": "never"},
                 "transfer": {"epochs": 3, "batch_size": 16},
             },
             "device": "cpu",
@@ -280,7 +284,7 @@ def counted(worker: WorkerProcess, name: str, **labels: str) -> float | None:
     return worker.metrics.registry.get_sample_value(f"modalbridge_worker_{name}_total", labels)
 
 
-OUTLASTING: dict[str, Any] = {"settings": {"bridging": {"steps": 60, "patience": 0}, "precision": "fp32"}}
+OUTLASTING: dict[str, Any] = {"settings": {"bridging": {"steps": 60, "patience": 0, "calibration": "never"}, "precision": "fp32"}}
 """A job that outlasts a lease by far."""
 
 

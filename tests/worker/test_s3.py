@@ -20,7 +20,9 @@ from tests.worker.embedded import ENDLESS, QUICK, ROOT, Embedded, child_of, gone
 from worker import housekeeping
 from worker.draining import drain
 
-LONG_ENOUGH = {"settings": {"precision": "fp32", "bridging": {"steps": 30, "batch_size": 8, "patience": 0}}}
+LONG_ENOUGH = {
+    "settings": {"precision": "fp32", "bridging": {"steps": 30, "batch_size": 8, "patience": 0, "calibration": "never"}}
+}
 """To be caught in the middle."""
 
 

@@ -60,7 +60,7 @@ def post(client: httpx.Client, data: Path, headers: dict[str, str], **changes: A
         },
         "settings": {
             "precision": "fp32",
-            "bridging": {"steps": 4, "batch_size": 8, "validate_every": 4},
+            "bridging": {"steps": 4, "batch_size": 8, "validate_every": 4, "calibration": "never"},
             "transfer": {"epochs": 1, "batch_size": 16},
         },
         "device": "cpu",

@@ -21,7 +21,7 @@ from worker.adaptation.verdict import judge
 
 MODELS = {
     "source_only": "Source model as it is",
-    "bridged": "Source model behind T",
+    "bridged": "Teacher: the source model behind T",
     "adapted": "Adapted model",
 }
 VERDICTS = {"deploy": "Deploy", "look_closer": "Look closer", "do_not_deploy": "Do not deploy"}
@@ -42,7 +42,8 @@ def build(
     """The report as a JSON document. found: figures of `assessment.assess`; outputs: of `export.make`. Its `summary` is what GET
     /jobs/{id} shows."""
     churn = job.series.get("transferring/churn", [])
-    verdict, reasons = judge(found, churn, job.spec.method, len(job.spec.source_model.classes))
+    relevance = job.finished.get("bridging", {}).get("relevance")
+    verdict, reasons = judge(found, churn, job.spec.method, len(job.spec.source_model.classes), relevance)
     labelled = found["labelled"]
     accuracy = None
     if labelled is not None:

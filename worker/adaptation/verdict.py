@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from worker.adaptation.methods.calibration import LEAST_RELEVANCE
 from worker.adaptation.methods.tgmb import collapsed
 
 Verdict = Literal["deploy", "look_closer", "do_not_deploy"]
@@ -19,9 +20,11 @@ CHURN = 0.15
 """Pseudo-labels that still changed at the start of the last epoch."""
 
 
-def judge(found: dict[str, Any], churn: list[list[float]], method: str, classes: int) -> tuple[Verdict, list[dict[str, Any]]]:
+def judge(
+    found: dict[str, Any], churn: list[list[float]], method: str, classes: int, relevance: float | None = None
+) -> tuple[Verdict, list[dict[str, Any]]]:
     """The verdict and its reasons, each {verdict, what, value, threshold}. found: of `assessment.assess`; churn: the
-    series of the pseudo-labels."""
+    series of the pseudo-labels; relevance: of the pairs, where stage 1 found it."""
     reasons: list[dict[str, Any]] = []
 
     def say(verdict: Verdict, what: str, value: float | None = None, threshold: float | None = None) -> None:
@@ -42,9 +45,12 @@ def judge(found: dict[str, Any], churn: list[list[float]], method: str, classes:
         say("do_not_deploy", f"The adapted model has collapsed: {message}", after["effective_classes"])
     compare("Mean entropy of the predictions, as a share of ln K, is high", after["entropy_share"], *ENTROPY_SHARE)
     if target["teacher_student_agreement"] is not None:
-        what = "The adapted model and its teacher, the source model behind T, agree on few images"
+        what = "The adapted model and its teacher agree on few images"
         compare(what, target["teacher_student_agreement"], *AGREEMENT)
-    if pairs is not None and method != "source_only":
+    if relevance is not None and relevance < LEAST_RELEVANCE:
+        what = "The pairs are too far from the task to tell whether the features fit: look at pictures, or label a few images"
+        say("look_closer", what, relevance, LEAST_RELEVANCE)
+    elif pairs is not None and method != "source_only":
         what = "Features of held-out pairs are hardly nearer to the RGB features than before (ratio after / before)"
         compare(what, pairs["adapted"]["feature_distance_ratio"], *FEATURE_DISTANCE_RATIO)
     if churn and churn[-1][1] > CHURN:

@@ -32,7 +32,7 @@ LEAST_RELEVANCE = 0.25
 IMAGES = 2048
 """Target images at most, evenly spread."""
 BATCH = 128
-"""Images at a time: more than elsewhere, since it is their statistics that a layer takes over."""
+"""Images at a time, at most: more than elsewhere, since it is their statistics that a layer takes over."""
 PASSES = 2
 
 
@@ -47,10 +47,11 @@ class Bridge:
 
 
 def wanted(job: Job, T: Translator, relevance: float) -> bool:
-    """Whether to calibrate the source model in place of training T, which must be an image already."""
+    """Whether to calibrate the source model in place of training T, which must be an image already. Not for socket_tgmb, which trains
+    the source model itself behind T."""
     how = job.spec.settings.bridging.calibration
     possible = isinstance(T, ResidualTranslator) and bool(batch_norm.tracking(job.source)) and len(job.target) > 1
-    return possible and (how == "always" or (how == "auto" and relevance < LEAST_RELEVANCE))
+    return possible and job.spec.method != "socket_tgmb" and (how == "always" or (how == "auto" and relevance < LEAST_RELEVANCE))
 
 
 @torch.no_grad()
@@ -69,7 +70,7 @@ def calibrated(
     index, size = spread(np.arange(len(target)), IMAGES), spec.source_model.input.size
     rng = generator(spec.seed, "bridging/calibration")
     for _ in range(PASSES):
-        for part in np.array_split(rng.permutation(index), max(1, len(index) // BATCH)):
+        for part in np.array_split(rng.permutation(index), -(-len(index) // BATCH)):
             made(T(to_device(centre_batch(target, part, size), device)))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
