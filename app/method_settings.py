@@ -71,8 +71,8 @@ class BridgingSettings(Strict):
     images are. L_IM by itself has no pairs; but where none holds T, it leads to confident wrong classes."""
     calibration: Literal["auto", "always", "never"] = "auto"
     """Of the source model's batch norms, by target images, in place of training the residual translator: the calibrated model is then
-    what `tgmb` publishes, and the teacher of `tgmb_tgkt`; `socket_tgmb` always trains T. auto: where the relevance of the pairs is
-    below 0.25, since nothing but statistics would hold T; never: as the paper has it."""
+    what `tgmb` publishes, and the teacher of `tgmb_tgkt`; `socket_tgmb` has no use for it, and T untrained. auto: where the relevance of
+    the pairs is below 0.25, since nothing but statistics would hold T; never: as the paper has it."""
     held_out: float = Field(0.15, gt=0, le=0.5)
     """Share of the pairs, as one contiguous block, that is never trained on: early stopping and the report use it."""
     validate_every: int = Field(25, ge=1)

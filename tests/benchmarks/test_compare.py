@@ -58,7 +58,7 @@ def test_every_method_has_a_line(lines):
         assert line["source"] == lines["oracle"]["source"], "the same source weights for every method"
     assert lines["tgmb_tgkt"]["seconds"]["total"] > lines["tgmb_tgkt"]["seconds"]["transferring"] > 0
     assert lines["tgmb_tgkt"]["peak_mib"]["host"] > 50 and lines["oracle"]["peak_mib"]["host"] > 50
-    assert set(lines["tgmb_tgkt"]["images_per_s"]) == {"bridging", "transferring"}
+    assert set(lines["tgmb_tgkt"]["images_per_s"]) == {"transferring"}, "the pairs are too far from the task to train T"
     assert lines["tgmb"]["part_of"] == "tgmb_tgkt" and lines["tgmb"]["seconds"]["total"] is None
 
 
@@ -231,16 +231,16 @@ def test_a_campaign_that_is_stopped_goes_on_from_the_engines_checkpoint(shapes, 
         "--seeds",
         "0",
         "--methods",
-        "tgmb",
-        "--steps",
-        "60",
+        "socket",
+        "--epochs",
+        "40",
         "--jobs",
         "2",
     ]
     command = [sys.executable, "-c", CAMPAIGN, str(tmp_path / "shapes.pickle"), *arguments]
     with subprocess.Popen(command, cwd=ROOT) as campaign:
         until = time.monotonic() + 200
-        while not any(b'"bridging"' in log.read_bytes() for log in tmp_path.rglob("events.jsonl")):
+        while not any(b'"transferring"' in log.read_bytes() for log in tmp_path.rglob("events.jsonl")):
             assert campaign.poll() is None and time.monotonic() < until
             time.sleep(0.02)
         campaign.terminate()
@@ -250,6 +250,6 @@ def test_a_campaign_that_is_stopped_goes_on_from_the_engines_checkpoint(shapes, 
     assert subprocess.run(command, cwd=ROOT).returncode == 0
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     before, again = (event["resumed_from"] for event in events if event["type"] == "started")
-    assert before is None and again[0] == "bridging" and 0 < again[1] < 30
+    assert before is None and again[0] == "transferring" and 0 < again[1] < 40
     (line,) = results.read(tmp_path / "results.jsonl")
     assert line["error"] is None and line["seconds"]["total"] is None

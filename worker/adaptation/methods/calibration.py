@@ -47,11 +47,10 @@ class Bridge:
 
 
 def wanted(job: Job, T: Translator, relevance: float) -> bool:
-    """Whether to calibrate the source model in place of training T, which must be an image already. Not for socket_tgmb, which trains
-    the source model itself behind T."""
+    """Whether to calibrate the source model in place of training T, which must be an image already."""
     how = job.spec.settings.bridging.calibration
     possible = isinstance(T, ResidualTranslator) and bool(batch_norm.tracking(job.source)) and len(job.target) > 1
-    return possible and job.spec.method != "socket_tgmb" and (how == "always" or (how == "auto" and relevance < LEAST_RELEVANCE))
+    return possible and (how == "always" or (how == "auto" and relevance < LEAST_RELEVANCE))
 
 
 @torch.no_grad()

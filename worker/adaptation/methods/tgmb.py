@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,7 +73,7 @@ def train(job: Job) -> Translator:
     D = losses.discriminator(job.source.width).to(device)
     if (done := job.finished.get("bridging")) is not None:
         T.load_state_dict(done["T"])
-        if "batch_norms" in done:
+        if done.get("steps") == 0:
             job.work["bridging"] = 0.0
         return T.eval().requires_grad_(False)
     averaged = copy.deepcopy(T).requires_grad_(False)
@@ -154,19 +155,23 @@ def train(job: Job) -> Translator:
 def calibrate(
     stage: Stage, T: Translator, held: np.ndarray, target_batches: Sequence[Tensor], running: losses.Statistics
 ) -> Translator:
-    """Ends the stage before its first step: T stays, and the source model is calibrated."""
+    """Ends the stage before its first step: T stays, and the source model is calibrated; but for SOCKET, whose batch norms go by each
+    batch."""
     job, relevant = stage.job, stage.memory["relevance"]
     job.work["bridging"] = 0.0  # nothing of it is left to do, for the progress
     T.eval().requires_grad_(False)
-    classifier = calibration.calibrated(job.source, T, job.target, job.spec, job.device)
+    told: dict[str, Any] = {"best_step": 0, "relevance": relevant, **polarity.told(T)}
+    classifier, said = job.source, "T is not trained"
+    if job.spec.method != "socket_tgmb":
+        classifier = calibration.calibrated(job.source, T, job.target, job.spec, job.device)
+        told |= {"calibrated": True, "batch_norms": calibration.kept(classifier)}
+        said = "the batch norms of the source model are calibrated by target images, and T is not trained"
+    job.journal(Logged(message=f"bridging: {said} (relevance of the pairs {relevant:.2f})"))
     score = stopping.Score(job, held, target_batches, running, relevant)(T, classifier)
-    score = parallel.agreed(score, job.device)
-    stage.record("score", score, 0)
-    said = f"the batch norms of the source model are calibrated by target images, and T is not trained (relevance of the pairs {relevant:.2f})"
-    job.journal(Logged(message=f"bridging: {said}"))
+    told["score"] = parallel.agreed(score, job.device)
+    stage.record("score", told["score"], 0)
     warn_if_collapsed(job, classifier, T)
-    told = {"best_step": 0, "score": score, "relevance": relevant, "calibrated": True}
-    stage.finish({"T": T.state_dict(), "batch_norms": calibration.kept(classifier), **told, **polarity.told(T)})
+    stage.finish({"T": T.state_dict(), **told})
     return T
 
 
