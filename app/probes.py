@@ -25,7 +25,10 @@ class Question(Generic[T]):
         with self._lock:
             if self._answer is None or self._answer.done():
                 self._answer = Future()
-                threading.Thread(target=self._ask, args=(self._answer,), name=self._name, daemon=True).start()
+                try:
+                    threading.Thread(target=self._ask, args=(self._answer,), name=self._name, daemon=True).start()
+                except (RuntimeError, MemoryError) as error:  # no thread can be started; the next who asks tries again
+                    self._answer.set_exception(error)
             return self._answer
 
     def _ask(self, answer: Future[T]) -> None:

@@ -17,7 +17,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -167,14 +167,14 @@ class Cache:
             raise Problem("cache_full", detail, needed=size + beside, limit=self.most)
         gone: list[Path] = []
         try:
-            with self._counting(), ExitStack() as locks:
+            with self._counting():
                 entries = self._entries()
                 excess = sum(entries.values()) + self._reserved(room, gone) + size - self.most
-                idle = self._idle(entries, excess, locks)
-                lacking = excess - sum(entries[key] for key in idle)
+                lacking = excess - sum(entries[key] for key in self._idle(entries, excess))
+                if lacking <= 0:
+                    lacking = excess - self._evict(entries, excess, gone)
                 if lacking > 0:
                     raise NotYetError(f"{lacking} bytes of the cache are in use by other jobs")
-                self._evict(idle, gone)
                 room.note(size)
         finally:
             for place in gone:  # beside the lock: it may be many files
@@ -185,10 +185,9 @@ class Cache:
         if not self.aside.is_dir():
             return
         gone: list[Path] = []
-        with self._counting(), ExitStack() as locks:
+        with self._counting():
             entries = self._entries()
-            excess = sum(entries.values()) + self._reserved(None, gone) - self.most
-            self._evict(self._idle(entries, excess, locks), gone)
+            self._evict(entries, sum(entries.values()) + self._reserved(None, gone) - self.most, gone)
         for place in gone:
             shutil.rmtree(place, ignore_errors=True)
         for path in self.locks.iterdir():  # of what could not be fetched
@@ -227,23 +226,25 @@ class Cache:
             gone.append(place)
         return total
 
-    def _idle(self, entries: dict[str, int], excess: int, locks: ExitStack) -> list[str]:
-        """Those that nobody uses, the least recently used first, until they make up for the excess; their locks are taken."""
-        found = []
+    def _idle(self, entries: dict[str, int], excess: int) -> Iterator[str]:
+        """Those that nobody uses, the least recently used first, until they make up for the excess. The lock of each is held until
+        the next is asked for: those of all may be more files than a process may open."""
         for key in sorted(entries, key=self._used_at):
             if excess <= 0:
-                break
+                return
             if (lock := self._lock(key, fcntl.LOCK_EX)) is not None:
-                locks.enter_context(lock)
-                found.append(key)
+                with lock:
+                    yield key
                 excess -= entries[key]
-        return found
 
-    def _evict(self, keys: list[str], gone: list[Path]) -> None:
-        """Their locks are held."""
-        for key in keys:
+    def _evict(self, entries: dict[str, int], excess: int, gone: list[Path]) -> int:
+        """How many bytes it let go of: less than the excess, if others use what is left."""
+        freed = 0
+        for key in self._idle(entries, excess):
             place = self.aside / uuid.uuid4().hex
             (self.entries / key).rename(place)
             (self.locks / key).unlink()
             gone.append(place)
+            freed += entries[key]
             log.info("the cache lets go of an entry", key=key)
+        return freed

@@ -29,9 +29,8 @@ def drain(worker: WorkerProcess) -> int:
             log.warning("no job is taken: the disk is too full", free_bytes=free, wanted=worker.settings.min_free_bytes)
             return ran
         call = Call(lambda: claim_next(worker), "claim")
-        if not supervisor.answered(
-            call, worker, supervisor.TICK_S
-        ):  # a job that is claimed after all waits for its lease to run out
+        # A job that is claimed after all waits for its lease to run out.
+        if not supervisor.answered(call, worker, supervisor.TICK_S):
             log.warning("the database does not answer and the worker stops")
             return ran
         try:

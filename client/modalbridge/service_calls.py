@@ -17,8 +17,8 @@ from modalbridge.steps import Answer, Request, Send, Steps, Upload
 
 SOURCE_MODELS = "/source-models"
 DATASETS = "/datasets"
-READYZ_S = 20
-"""Database, broker, blob store and worker are asked one after the other, and each may be silent for some seconds."""
+READYZ_S = 10
+"""Database, broker, blob store and worker are asked at the same time and have 5 s; where many ask, an answer may wait for others."""
 
 
 def _address(model: str | SourceModel) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,24 @@ def test_each_part_that_fails_is_named(service: Service) -> None:
     checks = service.client.get("/readyz").json()["checks"]
     assert {name for name, outcome in checks.items() if outcome != "ok"} == {"broker", "blobs", "database"}
     assert "make migrate" in checks["database"]
+
+
+def test_a_part_for_which_there_was_no_thread_is_asked_again(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    hear_from_a_worker(service)
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "database":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        told = service.client.get("/readyz")
+    assert told.status_code == 503 and told.json()["checks"] == {
+        "database": "RuntimeError: can't start new thread", "broker": "ok", "blobs": "ok", "worker": "ok",
+    }  # fmt: skip
+    assert service.client.get("/readyz").json()["status"] == "ok"
 
 
 async def _start(settings: Settings) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 import threading
 import time
@@ -125,6 +126,67 @@ def test_what_would_not_make_enough_room_stays(cache: Cache):
     assert kept(cache) == {"a", "b"}
     hold(cache, "b").close()
     in_use.close()
+
+
+def _with_few_files(folder: Path, most: int, work: Callable[[Cache], object]) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    work(Cache(folder, most))
+
+
+def _hold_all_there_is(cache: Cache) -> None:
+    hold(cache, "large", of(1000)).close()
+
+
+@pytest.mark.parametrize(("most", "work", "left"), [(1000, _hold_all_there_is, {"large"}), (0, Cache.tidy, set())])
+def test_more_entries_go_at_once_than_a_process_may_open_files(
+    cache: Cache, most: int, work: Callable[[Cache], object], left: set[str]
+):
+    for number in range(90):
+        hold(cache, str(number), of(1)).close()
+    other = fork.Process(target=_with_few_files, args=(cache.folder, most * BLOCK, work))
+    other.start()
+    other.join(60)
+    assert other.exitcode == 0 and kept(cache) == left
+    assert {one.name for one in cache.locks.iterdir()} == left
+    other.close()
+
+
+@pytest.fixture
+def taken(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[Held]]:
+    """From its call on, `a` is held once it is known that what is idle makes enough room."""
+
+    def prepare() -> list[Held]:
+        held: list[Held] = []
+        evict = cache._evict
+
+        def late(entries: dict[str, int], excess: int, gone: list[Path]) -> int:
+            if not held:
+                held.append(hold(cache, "a"))
+            return evict(entries, excess, gone)
+
+        monkeypatch.setattr(cache, "_evict", late)
+        return held
+
+    return prepare
+
+
+def test_another_goes_for_one_that_a_job_takes_at_the_last_moment(cache: Cache, taken: Callable[[], list[Held]]):
+    for number, key in enumerate("ab"):
+        hold(cache, key, of(400)).close()
+        os.utime(cache.locks / key, (number, number))
+    held = taken()
+    hold(cache, "c", of(500)).close()
+    assert kept(cache) == {"a", "c"} and (held[0].folder / "0.png").exists()
+    held[0].close()
+
+
+def test_there_is_no_room_where_a_job_takes_all_that_is_idle_at_the_last_moment(cache: Cache, taken: Callable[[], list[Held]]):
+    hold(cache, "a", of(600)).close()
+    held = taken()
+    with pytest.raises(NotYetError, match=f"{200 * BLOCK} bytes"):
+        hold(cache, "b", of(600))
+    assert kept(cache) == {"a"} and list(cache.aside.iterdir()) == []
+    held[0].close()
 
 
 def test_what_waits_for_room_is_not_fetched_again_before_there_is_as_much_as_it_lacked(cache: Cache):

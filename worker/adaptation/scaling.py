@@ -110,7 +110,8 @@ def survey(entries: Sequence[Entry], readings: Readings) -> Survey | None:
 
 def _alone(sample: np.ndarray) -> dict[float, str]:
     """The least and the largest value of the sample, each if ALONE_SHARE of it or more is exactly that, and it is farther from the
-    others than these are apart: no sensor's readings lie so, those that are cut off least of all. In words by value."""
+    others than these are apart. Readings seldom lie so, though those of a small object that is cut off, before an even background, do.
+    In words by value."""
     ends = [float(sample.min()), float(sample.max())]
     between = sample[(sample > ends[0]) & (sample < ends[1])]
     if not between.size:
