@@ -3,7 +3,8 @@ benchmark alone: it is no method of the engine, and the service cannot reach it.
 
     python -m benchmarks.oracle RUN --out DIR        RUN holds spec.json and run.json, as benchmarks/runs.py writes them
 
-The same images, epochs and sizes of batches and crops as stage 2 of a method, drawn by names of its own; every weight is trained, the last layer's too.
+The same images, epochs and sizes of batches and crops as stage 2 of a method, drawn by names of its own; every weight is trained, the
+last layer's too.
 """
 
 from __future__ import annotations

@@ -163,7 +163,8 @@ def adapt(data: Path, tmp_path: Path) -> Iterator[Callable[..., Ran]]:
 
 @pytest.fixture(scope="module")
 def ran(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """The default method, whose name is hostile: for tests that look at what it has made."""
+    """The default method with T trained, so that the teacher's weights are the source model's, at hand. The job's name and a file's are
+    hostile. For tests that look at what it has made."""
     folder = tmp_path_factory.mktemp("ran")
     data = Path(shutil.copytree(shapes, folder / "data"))
     (data / "target/000.png").rename(data / f"target/{HOSTILE}.png")

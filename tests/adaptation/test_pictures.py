@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +14,7 @@ from safetensors.torch import load_file
 
 from worker.adaptation import pictures, translator
 
-from .conftest import CLASSES, HOSTILE, SIDE, SIZE, Ran, adapting
-
-
-@pytest.fixture(scope="module")
-def ran(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """The teacher is the source model, whose weights are at hand."""
-    folder = tmp_path_factory.mktemp("ran")
-    data = Path(shutil.copytree(shapes, folder / "data"))
-    (data / "target/000.png").rename(data / f"target/{HOSTILE}.png")
-    with adapting(data, folder) as call:
-        return call(settings={"bridging": {"calibration": "never"}})
+from .conftest import CLASSES, HOSTILE, SIDE, SIZE, Ran
 
 
 @pytest.fixture(scope="module")

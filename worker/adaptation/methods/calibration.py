@@ -1,10 +1,10 @@
 """What bridges the modalities where the pairs can't: the source model, its batch norms calibrated to the sensor by target images (ours).
 
-Where the pairs are of another domain than the task (relevance.py), L_BN alone is left to train T, and T matches the statistics of the private
-images by whatever pixels do so, which differ from seed to seed. The same statistics can be matched without training
-anything. A batch norm subtracts and divides by what the source model's images had in each channel; calibrated, by what target images have
-there, so that they come out of every layer as the private images did (AdaBN: Li et al., Pattern Recognition 80, 2018). T stays as it was before
-training: the image as it is, or its negative (polarity.py).
+Where the pairs are of another domain than the task (relevance.py), L_BN alone is left to train T, and T matches the statistics of
+the private images by whatever pixels do so, which differ from seed to seed. The same statistics can be matched without training
+anything. A batch norm subtracts and divides by what the source model's images had in each channel; calibrated, by what target
+images have there, so that they come out of every layer as the private images did (AdaBN: Li et al., Pattern Recognition 80, 2018).
+T stays as it was before training: the image as it is, or its negative (polarity.py).
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ def train(
     l_bn: Callable[[losses.Statistics, losses.Statistics], Tensor] | None = None,
     rounds: int = 2,
 ) -> Classifier | Ensemble:
-    """The target model h_t(f_t(feed(x))), in eval mode. bridge: the teacher of L_KL. l_feat, l_bn: the forms of L_feat and L_BN. Each where its loss has a weight. rounds: of the pseudo-labels'
-    centroids. Raises Problem training_diverged."""
+    """The target model h_t(f_t(feed(x))), in eval mode. bridge: the teacher of L_KL. l_feat, l_bn: the forms of L_feat and L_BN. Each
+    where its loss has a weight. rounds: of the pseudo-labels' centroids. Raises Problem training_diverged."""
     spec, s, device = job.spec, job.spec.settings.transfer, job.device
     student = copy.deepcopy(job.source)
     if (done := job.finished.get("transferring")) is not None:
