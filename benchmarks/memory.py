@@ -79,8 +79,9 @@ def write_spec(work: Path, folder: Path, weights: Path, given: argparse.Namespac
         "data": {"target": {"uri": str(folder)}, "pairs": {"uri": str(work / "distinct/pairs")}},
         "method": "tgmb_tgkt",
         "settings": {
-            "bridging": {"steps": 1, "batch_size": 8},
-            "transfer": {"epochs": 1, "batch_size": given.batch_size},
+            # Both stages with all their losses, whatever the made pairs are to the task.
+            "bridging": {"steps": 1, "batch_size": 8, "calibration": "never"},
+            "transfer": {"epochs": 1, "batch_size": given.batch_size, "feat_by_relevance": False},
             "precision": given.precision,
         },
         "device": "cpu",
