@@ -133,10 +133,8 @@ def engine_steps(prepared: Prepared, method: str, precision: Precision, steps: i
     images = prepared.batch_size * (steps + 2)
     target = replace(prepared.target, array=prepared.target.array[:images], names=prepared.target.names[:images])
     one = prepared.spec(method, precision)
-    module, finished = (
-        METHODS[method],
-        {"bridging": {"T": prepared.T.state_dict(), "steps": 0, "best_step": 0, "score": 0.0, "relevance": 1.0}},
-    )
+    module = METHODS[method]
+    finished = {"bridging": {"T": prepared.T.state_dict(), "steps": 0, "best_step": 0, "score": 0.0, "relevance": 1.0}}
     silent = os.open(os.devnull, os.O_WRONLY)
     try:
         with closing(Journal(silent, prepared.folder)) as journal:
