@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from worker.adaptation.methods.calibration import LEAST_RELEVANCE
+from worker.adaptation.methods.relevance import LEAST_RELEVANCE
 from worker.adaptation.methods.tgmb import collapsed
 
 Verdict = Literal["deploy", "look_closer", "do_not_deploy"]

@@ -23,12 +23,11 @@ from worker.adaptation.ensemble import Ensemble
 from worker.adaptation.evaluation import centre_batch, spread
 from worker.adaptation.image_sets import Images
 from worker.adaptation.job import Job
+from worker.adaptation.methods.relevance import LEAST_RELEVANCE
 from worker.adaptation.randomness import generator
 from worker.adaptation.source_model import Classifier
 from worker.adaptation.translator import ResidualTranslator, Translator
 
-LEAST_RELEVANCE = 0.25
-"""Of the pairs, for T to be trained by them, and for L_feat."""
 IMAGES = 2048
 """Target images at most, evenly spread."""
 BATCH = 128

@@ -23,6 +23,8 @@ from worker.adaptation.source_model import Classifier
 
 IMAGES = 256
 """Target images, and pairs, at most."""
+LEAST_RELEVANCE = 0.25
+"""Below it the pairs are too far from the task to train T, to tie features by L_feat, and to judge features by."""
 Translate = Callable[[Tensor], Tensor]
 
 

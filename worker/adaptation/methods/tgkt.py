@@ -8,7 +8,8 @@ from app.spec import AdaptationSpec
 from worker.adaptation import losses
 from worker.adaptation.events import Phase
 from worker.adaptation.job import Adapted, Job
-from worker.adaptation.methods import calibration, tgmb, transfer
+from worker.adaptation.methods import tgmb, transfer
+from worker.adaptation.methods.relevance import LEAST_RELEVANCE
 
 
 def work(spec: AdaptationSpec, target: int, pairs: int) -> dict[Phase, float]:
@@ -21,7 +22,7 @@ def adapt(job: Job) -> Adapted:
     bridge = tgmb.bridge(job) if w.kl > 0 else None  # L_KL alone needs it
     if bridge is not None and s.kl_by_score:
         w = w.model_copy(update={"kl": w.kl * max(0.0, 1 - bridge.score)})
-    if bridge is not None and s.feat_by_relevance and job.finished["bridging"]["relevance"] < calibration.LEAST_RELEVANCE:
+    if bridge is not None and s.feat_by_relevance and job.finished["bridging"]["relevance"] < LEAST_RELEVANCE:
         w = w.model_copy(update={"feat": 0.0})
     l_feat = losses.L_rec_f if s.feat_distance == "relative" else losses.L_feat
     student = transfer.train(job, w, bridge, l_feat=l_feat, l_bn=losses.L_BN)
