@@ -10,12 +10,14 @@ from typing import get_args
 import pytest
 import timm
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from app.spec import Method
 from tests.adaptation.conftest import CLASSES, spec
 from tests.adaptation.test_ensemble import second  # noqa: F401 - a fixture
 from tests.adaptation.test_resume import at, attempt
+from worker.adaptation import parallel
 from worker.adaptation.device import choose
 from worker.adaptation.image_sets import Images
 from worker.adaptation.scaling import Range
@@ -85,6 +87,27 @@ def test_killed_on_it_a_job_goes_on_from_its_checkpoint(data):
     assert all(tensor.isfinite().all() for tensor in load_file(data / "killed/artifacts/model.safetensors").values())
 
 
+def test_nccl_takes_what_processes_of_a_job_tell_each_other(tmp_path):
+    """In a group of one, which is all that one GPU can have: every kind of tensor that is sent, and gradients of what is gathered."""
+    device = choose("cuda")
+    dist.init_process_group("nccl", store=dist.FileStore(str(tmp_path / "met"), 1), world_size=1, rank=0, device_id=device)
+    try:
+        for dtype in (torch.float32, torch.bfloat16):
+            x = torch.rand(4, 3, 5, 5, device=device).to(dtype, memory_format=torch.channels_last).requires_grad_()
+            y = parallel._Gather.apply(x)
+            assert torch.equal(x, y)
+            y.square().sum().backward()
+            assert torch.equal(x.grad, 2 * x)
+        for told in (torch.tensor(0.1, dtype=torch.float64, device=device), torch.tensor(1, device=device)):
+            before = told.clone()
+            dist.broadcast(told, 0)
+            dist.all_reduce(told, dist.ReduceOp.MAX)
+            assert torch.equal(told, before)
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
 def test_images_of_8_and_16_bits_arrive_as_they_are():
     device = choose("cuda")
     generator = torch.Generator().manual_seed(0)
@@ -94,4 +117,4 @@ def test_images_of_8_and_16_bits_arrive_as_they_are():
         index = torch.tensor([4, 0, 2]).numpy()
         there = images.batch(index, device)
         assert there.device.type == "cuda"
-        assert torch.equal(there.cpu(), images.batch(index))
+        assert torch.equal((there.cpu().double() * most).round().to(torch.int64), torch.from_numpy(stored[index].astype("int64")))

@@ -41,7 +41,7 @@ def observed(network: nn.Module | None, images: int | None = None, of_all: bool 
     seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-        x, mu, var = _Moments.apply(inputs[0], images)
+        x, mu, var = _Moments.apply(inputs[0], images, layer.running_mean)
         seen[layer] = parallel.moments(mu, var, x[:images].numel() // x.shape[1]) if of_all else (mu, var)
         return x
 
@@ -81,8 +81,8 @@ def tracking(network: nn.Module) -> list[nn.Module]:
 
 
 class _Moments(torch.autograd.Function):
-    """x [N, C, ...] as it is, and of its first `images` images mean and unbiased variance of each channel: at least float32
-    [C], whatever the precision of x.
+    """x [N, C, ...] as it is, and of its first `images` images mean and unbiased variance of each channel, in the precision of
+    `like` [C].
 
     Gives what torch.var_mean(x[:images].float(), [0, 2, 3]) would, for a tenth of its time on a CPU: it is slow at reducing
     all but a middle dimension, and made a training step a fifth longer than its networks. Batch norm has a fast way. x goes
@@ -90,25 +90,24 @@ class _Moments(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, images: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, images: int | None, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         first = x[:images]
-        # The statistics come in the precision of the weights: without any, of bfloat16 they would be bfloat16.
-        one = torch.ones(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-        _, mu, inverse = torch.native_batch_norm(first, one, one, None, None, True, 0.0, EPSILON)
+        # The statistics come in the precision of the weights, of bfloat16 too; what the weights are is all the same.
+        _, mu, inverse = torch.native_batch_norm(first, like, like, None, None, True, 0.0, EPSILON)
         n = first.numel() // x.shape[1]
         ctx.save_for_backward(first, mu)
         # Without an epsilon a constant channel, whose variance may come out below 0 by rounding, would be NaN.
-        return x.view_as(x), mu, (inverse.pow(-2) - EPSILON).clamp_min(0) * (n / max(n - 1, 1))
+        return x.view_as(x), mu, inverse.pow_(-2).sub_(EPSILON).clamp_min_(0).mul_(n / max(n - 1, 1))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_x: Tensor, of_mu: Tensor, of_var: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, of_x: Tensor, of_mu: Tensor, of_var: Tensor) -> tuple[Tensor, None, None]:
         """d mu / d x = 1 / n, d var / d x = 2 (x - mu) / (n - 1)."""
         first, mu = ctx.saved_tensors
         n = first.numel() // first.shape[1]
-        slope = 2 * of_var / max(n - 1, 1)
-        offset = of_mu / n - slope * mu
+        slope = of_var * (2 / max(n - 1, 1))
+        offset = torch.addcmul(of_mu / n, slope, mu, value=-1)
         slope, offset = (value.to(first.dtype).view(-1, *[1] * (first.ndim - 2)) for value in (slope, offset))
         gradient = of_x.clone()
         gradient[: len(first)].addcmul_(first, slope).add_(offset)
-        return gradient, None
+        return gradient, None, None

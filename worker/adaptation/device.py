@@ -32,7 +32,7 @@ def choose(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
         raise Problem(
             "device_unavailable", f"a job of at least {place + 1} processes finds {count} CUDA devices", pointer="/device"
         )
-    torch.backends.cudnn.benchmark = True
+    torch.cuda.set_device(place)  # where whatever names no device goes: pinned memory, a barrier
     torch.set_float32_matmul_precision("high")
     return torch.device("cuda", place)
 

@@ -33,8 +33,8 @@ def start(device: torch.device) -> None:
     if (several := int(os.environ.get("WORLD_SIZE", "1"))) > 1 and not dist.is_initialized():
         met = os.environ.get("MODALBRIDGE_GROUP")
         store = dist.FileStore(met, several) if met is not None else None
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, world_size=several, rank=rank(), timeout=PATIENCE)
+        backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+        dist.init_process_group(backend, store=store, world_size=several, rank=rank(), timeout=PATIENCE, device_id=device_id)
 
 
 def end() -> None:
