@@ -3,6 +3,8 @@ formats and not for what is shown."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +38,19 @@ def make(folder: Path, target: int, pairs: int, size: tuple[int, int] = SIZE) ->
     wanted = [(folder / "target" / f"{i:06}.png", depth, 0, i) for i in range(target)]
     wanted += [(folder / "pairs/depth" / f"{i:06}.png", depth, 1, i) for i in range(pairs)]
     wanted += [(folder / "pairs/rgb" / f"{i:06}.jpg", rgb, 2, i) for i in range(pairs)]
-    for path, draw, *seed in wanted:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_suffix(".partial")
-            settings = {".png": {"format": "png", "compress_level": 1}, ".jpg": {"format": "jpeg", "quality": 90}}[path.suffix]
-            draw(np.random.default_rng(seed), size).save(aside, **settings)
-            aside.replace(path)
+    for path in {path.parent for path, *_ in wanted}:
+        path.mkdir(parents=True, exist_ok=True)
+
+    def write(path: Path, draw: Callable[..., Image.Image], *seed: int) -> None:
+        if path.exists():
+            return
+        aside = path.with_suffix(".partial")
+        settings = {".png": {"format": "png", "compress_level": 1}, ".jpg": {"format": "jpeg", "quality": 90}}[path.suffix]
+        draw(np.random.default_rng(seed), size).save(aside, **settings)
+        aside.replace(path)
+
+    with ThreadPoolExecutor() as pool:  # NumPy and Pillow let threads run side by side
+        list(pool.map(lambda one: write(*one), wanted))
     return folder
 
 
