@@ -17,9 +17,10 @@ from app.spec import Method
 from tests.adaptation.conftest import CLASSES, spec
 from tests.adaptation.test_ensemble import second  # noqa: F401 - a fixture
 from tests.adaptation.test_resume import at, attempt
-from worker.adaptation import parallel
+from worker.adaptation import batch_norm, parallel
 from worker.adaptation.device import choose
 from worker.adaptation.image_sets import Images
+from worker.adaptation.losses import L_BN
 from worker.adaptation.scaling import Range
 
 pytestmark = [pytest.mark.gpu, pytest.mark.acceptance]
@@ -90,7 +91,8 @@ def test_killed_on_it_a_job_goes_on_from_its_checkpoint(data):
 def test_nccl_takes_what_processes_of_a_job_tell_each_other(tmp_path):
     """In a group of one, which is all that one GPU can have: every kind of tensor that is sent, and gradients of what is gathered."""
     device = choose("cuda")
-    dist.init_process_group("nccl", store=dist.FileStore(str(tmp_path / "met"), 1), world_size=1, rank=0, device_id=device)
+    store = dist.FileStore(str(tmp_path / "met"), 1)
+    dist.init_process_group("cpu:gloo,cuda:nccl", store=store, world_size=1, rank=0, device_id=device)
     try:
         for dtype in (torch.float32, torch.bfloat16):
             x = torch.rand(4, 3, 5, 5, device=device).to(dtype, memory_format=torch.channels_last).requires_grad_()
@@ -98,14 +100,33 @@ def test_nccl_takes_what_processes_of_a_job_tell_each_other(tmp_path):
             assert torch.equal(x, y)
             y.square().sum().backward()
             assert torch.equal(x.grad, 2 * x)
-        for told in (torch.tensor(0.1, dtype=torch.float64, device=device), torch.tensor(1, device=device)):
+        for told in (torch.tensor(0.1, dtype=torch.float64), torch.tensor(1), torch.rand(3, device=device)):
             before = told.clone()
             dist.broadcast(told, 0)
             dist.all_reduce(told, dist.ReduceOp.MAX)
             assert torch.equal(told, before)
-        dist.barrier()
     finally:
         dist.destroy_process_group()
+
+
+def test_statistics_are_those_of_the_cpu():
+    """CUDA has a way of its own to them."""
+    device = choose("cuda")
+    torch.manual_seed(0)
+    layer = torch.nn.BatchNorm2d(6).eval()
+    x = 3 + 2 * torch.randn(5, 6, 7, 7)
+    x[:, 5] = 0.25  # a constant channel
+    running, found = [(torch.zeros(6), torch.ones(6))], []
+    for where, dtype in (("cpu", torch.float32), (device, torch.float32), (device, torch.bfloat16)):
+        given = x.to(where, dtype, memory_format=torch.channels_last).detach().requires_grad_()
+        with batch_norm.observed(layer.to(where), images=3) as seen:
+            layer(given)
+        mu, var = seen[0]
+        L_BN([(mu, var)], [(a.to(where), b.to(where)) for a, b in running]).backward()
+        found.append([one.float().cpu() for one in (mu, var, given.grad)])
+    for ours in found[1:]:
+        for a, b in zip(ours, found[0], strict=True):
+            assert torch.allclose(a, b, rtol=0.02, atol=2e-3)
 
 
 def test_images_of_8_and_16_bits_arrive_as_they_are():

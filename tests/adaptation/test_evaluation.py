@@ -94,14 +94,17 @@ def linear(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def test_predictions_are_in_the_order_of_the_images_or_of_the_index():
     some = images(150)  # more than two batches
     told = []
-    features, logits = evaluation.predict(linear, some, 16, torch.device("cpu"), done=told.append)
+    features, logits = evaluation.predict(linear, some, 16, torch.device("cpu"))
     expected = some.array[:, 0, 2, 2:8] / np.float32(255)  # the first row of the centre
     assert features.numpy() == pytest.approx(expected)
     assert logits.numpy() == pytest.approx(expected[:, :3] - expected[:, 3:], abs=1e-6)
-    assert sum(told) == 150
     index = np.array([149, 3, 70])
     assert torch.equal(evaluation.predict(linear, some, 16, torch.device("cpu"), index)[0], features[index])
-    assert torch.equal(evaluation.predict_logits(linear, some, 16, torch.device("cpu"), index), logits[index])
+    other = lambda x: (x, 2 * linear(x)[1])  # noqa: E731
+    models = {"one": linear, "other": other}
+    found = evaluation.predict_logits(models, some, 16, torch.device("cpu"), index, done=told.append)
+    assert torch.equal(found["one"], logits[index]) and torch.equal(found["other"], 2 * logits[index])
+    assert told == [3, 3]
 
 
 def test_who_asks_for_logits_does_not_keep_the_features():
@@ -116,7 +119,7 @@ def test_who_asks_for_logits_does_not_keep_the_features():
         most = max(most, sum(one() is not None for one in kept))
         return features, logits.clone()
 
-    evaluation.predict_logits(model, images(640), 16, torch.device("cpu"))
+    evaluation.predict_logits({"it": model}, images(640), 16, torch.device("cpu"))
     assert len(kept) == 10 and most <= 2
 
 

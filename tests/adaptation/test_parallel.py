@@ -35,22 +35,28 @@ alone = w.detach().clone().requires_grad_()
 losses.L_IM(x @ alone).backward()
 assert torch.allclose(w.grad, alone.grad, atol=1e-6), (w.grad, alone.grad)
 
-layer = torch.nn.BatchNorm1d(5).eval()
+layers = torch.nn.Sequential(torch.nn.BatchNorm1d(5), torch.nn.Linear(5, 3), torch.nn.BatchNorm1d(3)).eval()
+for weights in layers.parameters():
+    parallel.first_of_all(weights.data)
 ours, all_of_it = shares.clone().requires_grad_(), x.clone().requires_grad_()
-with batch_norm.observed(layer, of_all=True) as seen:
-    layer(ours)
-with batch_norm.observed(layer) as expected:
-    layer(all_of_it)
-for a, b in zip(seen[0], expected[0], strict=True):
-    assert torch.allclose(a, b, atol=1e-6), (a, b)
-running = [(torch.zeros(5), torch.ones(5))]
+gather, gathers = torch.distributed.all_gather_into_tensor, []
+torch.distributed.all_gather_into_tensor = lambda *arguments: (gathers.append(1), gather(*arguments))
+with batch_norm.observed(layers, of_all=True) as seen:
+    layers(ours)
+assert len(gathers) == 1  # for all layers
+with batch_norm.observed(layers) as expected:
+    layers(all_of_it)
+for here, there in zip(seen, expected, strict=True):
+    for a, b in zip(here, there, strict=True):
+        assert torch.allclose(a, b, atol=1e-6), (a, b)
+running = [(torch.zeros(n), torch.ones(n)) for n in (5, 3)]
 losses.L_BN(seen, running).backward()
 losses.L_BN(expected, running).backward()
 assert torch.allclose(ours.grad / parallel.size(), all_of_it.grad[parallel.share(8)], atol=1e-6)
 
 assert parallel.part(5).tolist() == ([0, 1, 2] if parallel.first() else [3, 4, 4])
-assert parallel.agreed(float(parallel.rank() + 7), torch.device("cpu")) == 7
-assert parallel.any_of(not parallel.first(), torch.device("cpu"))
+assert parallel.agreed(float(parallel.rank() + 7)) == 7
+assert parallel.any_of(not parallel.first())
 parallel.end()
 """
 
@@ -144,5 +150,5 @@ def test_a_process_by_itself_has_everything():
     assert parallel.gathered(x) is x
     assert x[parallel.share(3)].shape == x.shape
     assert parallel.part(3).tolist() == np.arange(3).tolist()
-    assert parallel.agreed(0.5, torch.device("cpu")) == 0.5
+    assert parallel.agreed(0.5) == 0.5
     assert parallel.first()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from worker.adaptation import transforms
 from worker.adaptation.transforms import Crops, apply, centre_crops, pair_crops, random_crops
 
 
@@ -23,6 +24,15 @@ def test_a_window_at_an_integer_offset_is_an_exact_copy():
         expected = image[:, y0:y1, x0:x1]
         assert torch.equal(crop, expected.flip(-1) if flip else expected)
     assert crops.flips.any() and not crops.flips.all()
+
+
+def test_on_a_gpu_a_window_at_an_integer_offset_is_an_exact_copy_too():
+    """There RoIAlign does it, for all images at once; up to the last row and column."""
+    images = torch.rand(4, 2, 20, 30)
+    crops = Crops(
+        np.float32([[0, 0, 16, 16], [14, 4, 30, 20], [3, 1, 19, 17], [14, 4, 30, 20]]), np.array([False, True, True, False])
+    )
+    assert torch.equal(transforms._resampled(images, crops, 16), transforms._copied(images, crops, 16))
 
 
 def test_the_same_step_gives_the_same_crops_and_another_step_gives_others():

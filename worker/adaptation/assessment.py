@@ -87,9 +87,7 @@ def with_adapted(by_model: dict[str, Value]) -> dict[str, Value]:
 
 def _logits(job: Job, models: dict[str, Model], images: Images, done: Callable[[int], None]) -> dict[str, Tensor]:
     size = job.spec.source_model.input.size
-    return with_adapted(
-        {name: evaluation.predict_logits(model, images, size, job.device, done=done) for name, model in models.items()}
-    )
+    return with_adapted(evaluation.predict_logits(models, images, size, job.device, done=done))
 
 
 def _changed(logits: dict[str, Tensor]) -> np.ndarray:
@@ -107,7 +105,8 @@ def _pairs(job: Job, adapted: Adapted) -> dict[str, Any] | None:
     models = models_of(job.source, adapted)
     sums: dict[str, dict[str, float]] = {name: {} for name in models}
     for part in chunks(held):
-        source, target = (to_device(x, job.device) for x in centre_pairs(job.pairs, part, job.spec.source_model.input.size))
+        both = centre_pairs(job.pairs, part, job.spec.source_model.input.size, job.device)
+        source, target = (to_device(x, job.device) for x in both)
         f_s, _ = job.source(source)
         for name, model in models.items():
             measured = {"feature_distance": evaluation.feature_distance(f_s, model(target)[0])}

@@ -38,18 +38,21 @@ def observed(network: nn.Module | None, images: int | None = None, of_all: bool 
     process's share, and the statistics are those of all shares. network None: nothing is looked at.
     """
     looked_at = tracking(network) if network is not None else []
-    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    seen: dict[nn.Module, list[Tensor]] = {}
+    counts: dict[nn.Module, int] = {}
 
     def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-        x, mu, var = _Moments.apply(inputs[0], images, layer.running_mean)
-        seen[layer] = parallel.moments(mu, var, x[:images].numel() // x.shape[1]) if of_all else (mu, var)
+        x, *seen[layer] = _Moments.apply(inputs[0], images, layer.running_mean)
+        counts[layer] = x[:images].numel() // x.shape[1]
         return x
 
     handles = [layer.register_forward_pre_hook(look) for layer in looked_at]
     found: list[tuple[Tensor, Tensor]] = []
     try:
         yield found
-        found.extend(seen[layer] for layer in looked_at)
+        found.extend(tuple(seen[layer]) for layer in looked_at)
+        if of_all and found and parallel.size() > 1:
+            found[:] = _of_all(found, [counts[layer] for layer in looked_at])
     finally:
         for handle in handles:
             handle.remove()
@@ -80,6 +83,15 @@ def tracking(network: nn.Module) -> list[nn.Module]:
     return [layer for layer in layers(network) if layer.running_mean is not None and layer.running_var is not None]
 
 
+def _of_all(found: list[tuple[Tensor, Tensor]], counts: list[int]) -> list[tuple[Tensor, Tensor]]:
+    """Of all processes, from this one's statistics, each of as many values as `counts` says: told each other for all layers at once."""
+    channels = [len(mu) for mu, _ in found]
+    mu, var = (torch.cat(values) for values in zip(*found, strict=True))
+    n = torch.tensor(counts).repeat_interleave(torch.tensor(channels)).to(mu.device)
+    mu, var = parallel.moments(mu, var, n)
+    return list(zip(mu.split(channels), var.split(channels), strict=True))
+
+
 class _Moments(torch.autograd.Function):
     """x [N, C, ...] as it is, and of its first `images` images mean and unbiased variance of each channel, in the precision of
     `like` [C].
@@ -92,8 +104,10 @@ class _Moments(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, images: int | None, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         first = x[:images]
-        # The statistics come in the precision of the weights, of bfloat16 too; what the weights are is all the same.
-        _, mu, inverse = torch.native_batch_norm(first, like, like, None, None, True, 0.0, EPSILON)
+        if first.is_cuda:
+            mu, inverse = torch.batch_norm_stats(first, EPSILON)
+        else:  # The statistics come in the precision of the weights, of bfloat16 too; what the weights are is all the same.
+            _, mu, inverse = torch.native_batch_norm(first, like, like, None, None, True, 0.0, EPSILON)
         n = first.numel() // x.shape[1]
         ctx.save_for_backward(first, mu)
         # Without an epsilon a constant channel, whose variance may come out below 0 by rounding, would be NaN.

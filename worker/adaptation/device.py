@@ -65,25 +65,28 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def measure_precision(
-    source: Classifier | Ensemble, device: torch.device, size: int, batch_size: int, steps: int = 3
+    source: Classifier | Ensemble, device: torch.device, size: int, batch_size: int, turns: int = 3
 ) -> tuple[Precision, float]:
     """The faster precision for the source model, forward and backward, and by what factor bf16 is faster than fp32; 0 where there is
     no bf16 to measure.
 
-    The best of a few steps counts: another process on the machine can only make a step slower. Gradients with regard to
-    the image are asked for, so that the frozen source model runs backward as it does behind T.
+    The best of a few turns counts: another process on the machine can only make one slower. Gradients with regard to the image are
+    asked for, so that the frozen source model runs backward as it does behind T. A GPU is given whole batches, and the next before
+    it is done with one, as in training: of a few images, launching them would be all that is measured.
     """
     if not has_bf16(device):
         return "fp32", 0.0
-    x = to_device(torch.full((min(batch_size, 16), 3, size, size), 0.5), device).requires_grad_()
+    images, ahead = (batch_size, 4) if device.type == "cuda" else (min(batch_size, 16), 1)
+    x = to_device(torch.full((images, 3, size, size), 0.5), device).requires_grad_()
     seconds = {}
     for precision in ("fp32", "bf16"):
         times = []
-        for _ in range(steps + 1):
+        for _ in range(turns + 1):
             began = time.perf_counter()
-            with autocast(device, precision):
-                _, logits = source(x)
-            torch.autograd.grad(logits.float().sum(), x)
+            for _ in range(ahead):
+                with autocast(device, precision):
+                    _, logits = source(x)
+                torch.autograd.grad(logits.float().sum(), x)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             times.append(time.perf_counter() - began)

@@ -5,7 +5,7 @@ All at centre crops, in eval mode, in fp32: what a user of the published weights
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worker.adaptation.device import to_device
-from worker.adaptation.image_sets import Images, Pairs
+from worker.adaptation.image_sets import CPU, Images, Pairs
 from worker.adaptation.losses import entropy
 from worker.adaptation.prefetch import prefetched
 from worker.adaptation.transforms import apply, centre_crops
@@ -25,15 +25,15 @@ EVIDENCE_ROWS = 8192
 """Predictions at a time: the entropy of all at once would hold several copies of them."""
 
 
-def centre_batch(images: Images, index: np.ndarray, size: int) -> Tensor:
+def centre_batch(images: Images, index: np.ndarray, size: int, device: torch.device = CPU) -> Tensor:
     """[n, C, size, size]: the centre crops of some images."""
-    x = images.batch(index)
+    x = images.batch(index, device)
     return apply(x, centre_crops(len(x), *x.shape[-2:], size), size)
 
 
-def centre_pairs(pairs: Pairs, index: np.ndarray, size: int) -> tuple[Tensor, Tensor]:
+def centre_pairs(pairs: Pairs, index: np.ndarray, size: int, device: torch.device = CPU) -> tuple[Tensor, Tensor]:
     """(source [n, 3, size, size], target [n, C, size, size]): the centre crops of some pairs."""
-    source, target = pairs.batch(index)
+    source, target = pairs.batch(index, device)
     both = apply(torch.cat([source, target], 1), centre_crops(len(source), *source.shape[-2:], size), size)
     return both[:, :3], both[:, 3:]
 
@@ -47,55 +47,48 @@ def chunks(index: np.ndarray) -> list[np.ndarray]:
     return [index[i : i + BATCH] for i in range(0, len(index), BATCH)]
 
 
+@torch.no_grad()
 def predict(
-    model: Model,
-    images: Images,
-    size: int,
-    device: torch.device,
-    index: np.ndarray | None = None,
-    done: Callable[[int], None] = lambda _: None,
+    model: Model, images: Images, size: int, device: torch.device, index: np.ndarray | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Features [N, D] and logits [N, K], float32 on the CPU, of all images or of those of the index. done: told the number
-    of images after each batch."""
+    """Features [N, D] and logits [N, K], float32 on the CPU, of all images or of those of the index."""
     features = None
     parts, place = [], 0
-    for f, logits in _predictions(model, images, size, device, index, done):
+    for x in _batches(images, size, device, index):
+        f, logits = model(x)
         if features is None:  # put in place at once: parts that are joined at the end are held twice
-            features = f.new_empty(len(images) if index is None else len(index), f.shape[1])
+            features = torch.empty(len(images) if index is None else len(index), f.shape[1])
         features[place : (place := place + len(f))] = f
-        parts.append(logits)
+        parts.append(logits.float().cpu())
     if features is None:
         raise ValueError("no images to predict")
     return features, torch.cat(parts)
 
 
+@torch.no_grad()
 def predict_logits(
-    model: Model,
+    models: Mapping[str, Model],
     images: Images,
     size: int,
     device: torch.device,
     index: np.ndarray | None = None,
     done: Callable[[int], None] = lambda _: None,
-) -> Tensor:
-    """What `predict` gives without the features, which of 100,000 images may be a gigabyte."""
-    return torch.cat([logits for _, logits in _predictions(model, images, size, device, index, done)])
+) -> dict[str, Tensor]:
+    """Logits [N, K], float32 on the CPU, of each model; without the features, which of 100,000 images may be a gigabyte. done: told the
+    number of images after each batch, once for each model."""
+    parts: dict[str, list[Tensor]] = {name: [] for name in models}
+    for x in _batches(images, size, device, index):
+        for name, model in models.items():
+            parts[name].append(model(x)[1].float().cpu())
+            done(len(x))
+    return {name: torch.cat(some) for name, some in parts.items()}
 
 
-@torch.no_grad()
-def _predictions(
-    model: Model,
-    images: Images,
-    size: int,
-    device: torch.device,
-    index: np.ndarray | None,
-    done: Callable[[int], None],
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Features [n, D] and logits [n, K] of batch after batch."""
+def _batches(images: Images, size: int, device: torch.device, index: np.ndarray | None) -> Iterator[Tensor]:
+    """The centre crops [n, C, size, size], on the device; the next batch is made meanwhile."""
     wanted = np.arange(len(images)) if index is None else index
-    for part, x in prefetched(lambda part: centre_batch(images, part, size), chunks(wanted)):
-        features, logits = model(to_device(x, device))
-        yield features.float().cpu(), logits.float().cpu()
-        done(len(part))
+    for _, x in prefetched(lambda part: centre_batch(images, part, size, device), chunks(wanted)):
+        yield to_device(x, device)
 
 
 def evidence(logits: Tensor) -> dict[str, float]:

@@ -33,7 +33,8 @@ def start(device: torch.device) -> None:
     if (several := int(os.environ.get("WORLD_SIZE", "1"))) > 1 and not dist.is_initialized():
         met = os.environ.get("MODALBRIDGE_GROUP")
         store = dist.FileStore(met, several) if met is not None else None
-        backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+        # By gloo what lies on the CPU, a word of one process to the others: who waits for it by nccl keeps a core and its GPU busy.
+        backend, device_id = ("cpu:gloo,cuda:nccl", device) if device.type == "cuda" else ("gloo", None)
         dist.init_process_group(backend, store=store, world_size=several, rank=rank(), timeout=PATIENCE, device_id=device_id)
 
 
@@ -79,10 +80,8 @@ def gathered(x: Tensor) -> Tensor:
     return x if size() == 1 or len(x) == 0 else _Gather.apply(x)
 
 
-def moments(mu: Tensor, var: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased variance [C] of the values of all processes, from those of n values in each."""
-    if size() == 1:
-        return mu, var
+def moments(mu: Tensor, var: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance [C] of the values of all processes, from those of n [C] values in each."""
     mus, variances = _Gather.apply(torch.stack([mu, var])[None]).unbind(1)
     mean = mus.mean(0)
     squares = (n - 1) * variances.sum(0) + n * (mus - mean).square().sum(0)
@@ -101,11 +100,11 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
         gradient.copy_(mean.view_as(gradient))
 
 
-def agreed(value: float, device: torch.device) -> float:
+def agreed(value: float) -> float:
     """The first process's: what decides when to stop must not differ by a rounding."""
     if size() == 1:
         return value
-    told = torch.tensor(value, dtype=torch.float64, device=device)
+    told = torch.tensor(value, dtype=torch.float64)
     dist.broadcast(told, 0)
     return told.item()
 
@@ -116,10 +115,10 @@ def first_of_all(x: Tensor) -> None:
         dist.broadcast(x, 0)
 
 
-def any_of(flag: bool, device: torch.device) -> bool:
+def any_of(flag: bool) -> bool:
     if size() == 1:
         return flag
-    told = torch.tensor(int(flag), device=device)
+    told = torch.tensor(int(flag))
     dist.all_reduce(told, dist.ReduceOp.MAX)
     return bool(told)
 
@@ -127,20 +126,20 @@ def any_of(flag: bool, device: torch.device) -> bool:
 @contextmanager
 def first_before_others() -> Iterator[None]:
     """What the first process has written inside, the others find there."""
-    if size() > 1 and not first():
-        dist.barrier()
+    if not first():
+        any_of(False)
     yield
-    if size() > 1 and first():
-        dist.barrier()
+    if first():
+        any_of(False)
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
         ctx.rows = len(x)
-        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
+        everyone = x.new_empty(size() * len(x), *x.shape[1:])
+        dist.all_gather_into_tensor(everyone, x.contiguous())
+        return everyone
 
     @staticmethod
     @once_differentiable

@@ -173,7 +173,7 @@ def _precision(spec: AdaptationSpec, source: Classifier | Ensemble, where: torch
         return "fp32"
     size, batch_size = spec.source_model.input.size, spec.settings.transfer.batch_size
     precision, ratio = device.measure_precision(source, where, size, batch_size)
-    precision = "bf16" if parallel.agreed(precision == "bf16", where) else "fp32"
+    precision = "bf16" if parallel.agreed(precision == "bf16") else "fp32"
     found = f"bf16 is {ratio:.2f} times as fast as fp32" if ratio else "there is no bf16"
     journal(Logged(message=f"precision {precision}: {found} on {device.name(where)}"))
     return precision

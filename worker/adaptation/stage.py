@@ -69,7 +69,7 @@ class Stage:
         if self.step % LOG_EVERY == 0 or self.step == self.steps:
             self._log()
         self._progress()
-        if parallel.any_of(self.job.journal.stop_asked, self.job.device):
+        if parallel.any_of(self.job.journal.stop_asked):
             self.save()
             self.job.journal.stop()
         if self.job.due():

@@ -69,7 +69,7 @@ def calibrated(
     rng = generator(spec.seed, "bridging/calibration")
     for _ in range(PASSES):
         for part in np.array_split(rng.permutation(index), -(-len(index) // BATCH)):
-            made(T(to_device(centre_batch(target, part, size), device)))
+            made(T(to_device(centre_batch(target, part, size, device), device)))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
         parallel.first_of_all(layer.running_mean)

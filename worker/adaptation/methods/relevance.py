@@ -29,10 +29,10 @@ Translate = Callable[[Tensor], Tensor]
 
 
 def targets(job: Job) -> list[Tensor]:
-    """Batches of target images, on the CPU, the same whenever asked for."""
+    """Batches of target images, on the job's device, the same whenever asked for."""
     index = generator(job.spec.seed, "bridging/score").choice(len(job.target), min(len(job.target), IMAGES), replace=False)
     size = job.spec.source_model.input.size
-    return [centre_batch(job.target, part, size) for part in chunks(np.sort(index)) if len(part) > 1]
+    return [centre_batch(job.target, part, size, job.device) for part in chunks(np.sort(index)) if len(part) > 1]
 
 
 @torch.no_grad()
@@ -60,7 +60,7 @@ def of_pairs(
     """1 - distance(x_ti_s) / distance(start(x_tr_t)), at least 0: 1 where the RGB images of the pairs are as those that the source
     model was trained on. start: T as it is before training. index: of pairs. target_batches: of `targets`. 1 where there are no batch norms to tell."""
     size = job.spec.source_model.input.size
-    rgb = [centre_pairs(job.pairs, part, size)[0] for part in chunks(spread(index, IMAGES)) if len(part) > 1]
+    rgb = [centre_pairs(job.pairs, part, size, job.device)[0] for part in chunks(spread(index, IMAGES)) if len(part) > 1]
     pairs = distance(job, rgb, lambda x: x, running).item()
     raw = distance(job, target_batches, start, running).item()
     return max(0.0, 1 - pairs / raw) if raw > 0 else 1.0

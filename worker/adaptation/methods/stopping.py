@@ -46,8 +46,8 @@ class Score:
         self.pairs = []
         with torch.no_grad():
             for part in chunks(held[:IMAGES]):
-                source, target = centre_pairs(job.pairs, part, size)
-                self.pairs.append((source, target, self._features(job.source, to_device(source, job.device))))
+                source, target = (to_device(x, job.device) for x in centre_pairs(job.pairs, part, size, job.device))
+                self.pairs.append((source, target, self._features(job.source, source)))
         self.replicated = self._distances(replicate, job.source)
 
     def __call__(self, T: Translator, classifier: Classifier | Ensemble | None = None) -> float:
@@ -63,8 +63,8 @@ class Score:
         sums = torch.zeros(3, device=self.job.device)
         for source, target, features in self.pairs:
             with autocast(self.job.device, self.job.precision):
-                translated = translate(to_device(target, self.job.device))
-            rec = losses.L_rec(translated, to_device(source, self.job.device))
+                translated = translate(target)
+            rec = losses.L_rec(translated, source)
             share = len(source) / sum(len(source) for source, _, _ in self.pairs)
             sums[:2] += share * torch.stack([rec, losses.L_feat(features, self._features(classifier, translated))])
         running = self.running if classifier is self.job.source else batch_norm.running(classifier)

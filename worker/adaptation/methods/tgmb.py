@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from app.spec import AdaptationSpec
 from worker.adaptation import batch_norm, losses, parallel
@@ -86,7 +87,7 @@ def train(job: Job) -> Translator:
     if stage.step == 0:
         polarity.choose(job, T, training)
         relevant = relevance.of_pairs(job, T, training, target_batches, running) if s.by_relevance else 1.0
-        memory["relevance"] = parallel.agreed(relevant, device)
+        memory["relevance"] = parallel.agreed(relevant)
         if calibration.wanted(job, T, memory["relevance"]):
             return calibrate(stage, T, held, target_batches, running)
     w = w.model_copy(update={name: memory["relevance"] * getattr(w, name) for name in ("rec", "rec_f", "d", "im")})
@@ -112,7 +113,8 @@ def train(job: Job) -> Translator:
         with autocast(device, job.precision):
             ti, tr = translate(T, x_ti_t, x_tr_t, device)
             if w.rec > 0:
-                terms["L_rec"] = losses.L_rec(gathered(ti), gathered(to_device(x_ti_s, device)))
+                # A mean over shares that are alike: what the processes tell each other is theirs, not the images.
+                terms["L_rec"] = gathered(losses.L_rec(ti, to_device(x_ti_s, device))[None]).mean()
                 total = total + w.rec * terms["L_rec"]
             parts = ([tr] if tr is not None else []) + ([ti] if w.d > 0 or w.rec_f > 0 else [])
             if max(w.d, w.im, w.bn_s, w.rec_f) > 0:
@@ -142,7 +144,7 @@ def train(job: Job) -> Translator:
             adam.step()
         average(averaged, T, min(s.ema, step / (step + 10)))
         if (step + 1) % s.validate_every == 0 or step + 1 == s.steps:
-            stopping.keep_if_best(stage, averaged, parallel.agreed(score(averaged), device))
+            stopping.keep_if_best(stage, averaged, parallel.agreed(score(averaged)))
         stage.advance(terms, images=sum(len(x) for x in (x_ti_t, x_tr_t) if x is not None))
     T.load_state_dict(memory["best"])
     T.eval().requires_grad_(False)
@@ -168,7 +170,7 @@ def calibrate(
         said = "the batch norms of the source model are calibrated by target images, and T is not trained"
     job.journal(Logged(message=f"bridging: {said} (relevance of the pairs {relevant:.2f})"))
     score = stopping.Score(job, held, target_batches, running, relevant)(T, classifier)
-    told["score"] = parallel.agreed(score, job.device)
+    told["score"] = parallel.agreed(score)
     stage.record("score", told["score"], 0)
     warn_if_collapsed(job, classifier, T)
     stage.finish({"T": T.state_dict(), **told})
@@ -178,8 +180,7 @@ def calibrate(
 @torch.no_grad()
 def average(averaged: Translator, T: Translator, decay: float) -> None:
     """averaged <- decay averaged + (1 - decay) T; buffers as T has them."""
-    for mean, new in zip(averaged.parameters(), T.parameters(), strict=True):
-        mean.lerp_(new, 1 - decay)
+    get_ema_multi_avg_fn(decay)([*averaged.parameters()], [*T.parameters()], None)
     for mean, new in zip(averaged.buffers(), T.buffers(), strict=True):
         mean.copy_(new)
 

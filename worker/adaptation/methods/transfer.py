@@ -18,7 +18,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from app.method_settings import LossWeights, TransferSettings
 from app.spec import AdaptationSpec
 from worker.adaptation import batch_norm, losses, parallel, pseudo_labels
-from worker.adaptation.device import autocast, to_device
+from worker.adaptation.device import autocast, moved, to_device
 from worker.adaptation.ensemble import Ensemble
 from worker.adaptation.evaluation import evidence, predict
 from worker.adaptation.events import Phase, Warned
@@ -93,7 +93,7 @@ def train(
                 total = total + w.kl * terms["L_KL"]
             if w.self > 0:
                 index = torch.from_numpy(batch(spec.seed, "transferring/target", step, len(job.target), s.batch_size))
-                terms["L_self"] = losses.L_self(logits, memory["labels"][index[: len(logits)]].to(device))
+                terms["L_self"] = losses.L_self(logits, moved(memory["labels"][index[: len(logits)]], device))
                 total = total + w.self * terms["L_self"]
             if w.im_t > 0:
                 terms["L_IM"] = losses.L_IM(logits)
