@@ -4,7 +4,10 @@ after a death, and losses that are those of the CPU."""
 from __future__ import annotations
 
 import math
+import os
 import signal
+import subprocess
+import sys
 from typing import get_args
 
 import pytest
@@ -19,6 +22,7 @@ from tests.adaptation.test_ensemble import second  # noqa: F401 - a fixture
 from tests.adaptation.test_resume import at, attempt
 from worker.adaptation import batch_norm, parallel
 from worker.adaptation.device import choose
+from worker.adaptation.events import parse
 from worker.adaptation.image_sets import Images
 from worker.adaptation.losses import L_BN
 from worker.adaptation.scaling import Range
@@ -86,6 +90,19 @@ def test_killed_on_it_a_job_goes_on_from_its_checkpoint(data):
     assert code == 0
     assert events[0].resumed_from[0] == "transferring"
     assert all(tensor.isfinite().all() for tensor in load_file(data / "killed/artifacts/model.safetensors").values())
+
+
+def test_in_the_sandbox_of_a_worker_it_is_there(data):
+    """Without a network, and with the limits that a machine of 16 GB sets; CUDA maps much more than it uses."""
+    spec(data, device="cuda")
+    limits = ["--data-bytes", str(int(0.8 * 2**34)), "--file-bytes", str(2**40), "--open-files", "4096"]
+    engine = [str(data / "spec.json"), "--out", str(data / "out")]
+    command = [sys.executable, "-m", "worker.sandbox", "--parent", str(os.getpid()), *limits, "--", *engine]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    events = [parse(line.encode()) for line in ended.stdout.splitlines()]
+    assert next(event for event in events if event.type == "started").device == "cuda"
+    assert events[-1].type == "result"
 
 
 def test_nccl_takes_what_processes_of_a_job_tell_each_other(tmp_path):
