@@ -221,7 +221,16 @@ CODES: dict[str, Code] = {
     "training_diverged": Code(
         422, "The training diverged", "Lower the stage's learning rate or the weight of the loss that `detail` names."
     ),
-    "device_unavailable": Code(422, "The device asked for is not there", "Use device 'auto', or a worker with the device."),
+    "device_unavailable": Code(
+        422,
+        "The device asked for is not there",
+        "Use device 'auto', or a worker with the device; where it should be there, ask the operator: `detail` says what was found.",
+    ),
+    "device_failed": Code(
+        500,
+        "The worker's GPU failed",
+        "Try the job again; if it recurs, ask the operator: `detail` is what CUDA said, and the machine's kernel log says more.",
+    ),
     "out_of_memory": Code(
         422, "The job ran out of memory", "Lower the stage's batch_size or the input size, or use a worker with more memory."
     ),

@@ -30,6 +30,11 @@ class Gpus:
             raise RuntimeError(
                 f"MODALBRIDGE_PROCESSES_PER_JOB is {processes}, and this worker sees {len(self.handles)} of the GPUs of which each needs one"
             )
+        if processes > 1 and (parts := [uuid for uuid in self.handles if uuid.startswith("MIG-")]):
+            raise RuntimeError(
+                f"MODALBRIDGE_PROCESSES_PER_JOB is {processes}, and {parts[0]} is a part of a GPU: CUDA shows a process one such part "
+                "(MIG) at most. Set it to 1, and start a worker for each part"
+            )
 
     def describe(self) -> tuple[GaugeMetricFamily, ...]:
         return (

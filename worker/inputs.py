@@ -27,9 +27,13 @@ from worker.adaptation.events import Warned
 from worker.workspace import Workspace
 
 OPEN_FILES = 4096
-PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "OMP_NUM_THREADS")
 """Of this process's environment, to the child: where things are and how much it may use. No setting of ours is among
 them, so no address or password of the database, the broker or the blob store."""
+PASSED_ON_BEGINNINGS = ("NCCL_", "TORCH_NCCL_", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+"""The remedies of NVIDIA's and PyTorch's pages."""
+GPU_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+"""As NVML counts, so that a number in CUDA_VISIBLE_DEVICES is the same GPU to the job and to this worker's metrics."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +102,14 @@ def command(settings: Settings, space: Workspace, fetched: Iterable[Path]) -> li
     ]
 
 
-def environment(space: Workspace) -> dict[str, str]:
-    passed = {name: value for name in PASSED_ON if (value := os.environ.get(name)) is not None}
-    return {"LANG": "C.UTF-8"} | passed | {"HOME": str(space.folder), "TMPDIR": str(space.tmp)}
+def environment(space: Workspace, cuda: bool) -> dict[str, str]:
+    """cuda: its worker has a GPU, so the process is to use that or to say why it can't."""
+    return passed_on() | ({"MODALBRIDGE_CUDA": "1"} if cuda else {}) | {"HOME": str(space.folder), "TMPDIR": str(space.tmp)}
+
+
+def passed_on() -> dict[str, str]:
+    passed = {name: value for name, value in os.environ.items() if name in PASSED_ON or name.startswith(PASSED_ON_BEGINNINGS)}
+    return {"LANG": "C.UTF-8"} | GPU_ORDER | passed
 
 
 def memory_bytes() -> int:

@@ -127,7 +127,7 @@ class Attempt:
             self.sender = checkpoints.Sender(self.worker.blobs, self.claim, space)
             self.trace.child_starts()
             command = inputs.command(self.settings, space, (held.folder for held in self.held.values()))
-            self.child = Child(command, space.out, inputs.environment(space), space.stderr)
+            self.child = Child(command, space.out, inputs.environment(space, self.worker.takes_cuda), space.stderr)
             code = self._supervise(self.child)
             stopped = self.lost or self.timed_out or self.asked_at is not None
             for one in (self.meter, self.trace):

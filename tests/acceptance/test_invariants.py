@@ -133,7 +133,8 @@ def test_6_a_jobs_process_has_no_credentials_no_network_and_limits(embedded: Emb
         assert b"MODALBRIDGE_DATABASE_URL" in Path(f"/proc/{worker.pid}/environ").read_bytes()
         names = {line.partition("=")[0] for line in environment if line}
         assert names <= {
-            "PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "HOME", "TMPDIR",
+            "PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "OMP_NUM_THREADS", "HOME",
+            "TMPDIR",
         }  # fmt: skip
         assert "sqlite" not in (its / "cmdline").read_text() + "".join(environment)
         open_files = [str(link.readlink()) for link in (its / "fd").iterdir() if link.exists()]

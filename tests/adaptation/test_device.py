@@ -22,6 +22,48 @@ def test_a_device_that_is_not_there_is_a_problem():
     with pytest.raises(Problem) as raised:
         device.choose("cuda")
     assert raised.value.code == "device_unavailable"
+    assert "driver" in raised.value.detail or "CUDA enabled" in raised.value.detail, "torch's own word for why"
+
+
+@pytest.fixture
+def told_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODALBRIDGE_CUDA", "1")
+
+
+@pytest.mark.parametrize("wanted", ["auto", "cuda"])
+@pytest.mark.usefixtures("told_of_cuda")
+def test_a_worker_that_has_lost_its_gpu_does_not_do_the_job_on_its_cpu(wanted, monkeypatch):
+    def init() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 12020).\nPlease update")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    with pytest.raises(Problem, match=r"too old \(found version 12020\)\.$") as raised:
+        device.choose(wanted)
+    assert raised.value.code == "device_unavailable"
+    assert device.choose("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize("wanted", ["auto", "cuda"])
+@pytest.mark.parametrize("fails", ["set_device", "computing"])
+def test_a_gpu_that_is_there_and_does_not_compute_is_a_problem_with_its_reason(wanted, fails, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device\nCompile with")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", fail if fails == "set_device" else lambda place: None)
+    monkeypatch.setattr(torch, "ones", fail)
+    before = torch.get_float32_matmul_precision()
+    with pytest.raises(Problem, match=r"CUDA device 0 cannot be used: CUDA error: no kernel image .* the device$") as raised:
+        device.choose(wanted)
+    assert raised.value.code == "device_unavailable"
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_a_gpu_that_only_emulates_bf16_has_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert not device.has_bf16(torch.device("cuda"))
 
 
 def test_precision_follows_the_measured_ratio():

@@ -42,3 +42,49 @@ def test_a_problem_stays_itself_and_anything_else_is_internal(tmp_path):
     unforeseen = problem_of(KeyError("what"), tmp_path)
     assert unforeseen.code == "internal"
     assert "KeyError" in unforeseen.detail
+
+
+NCCL = """[Rank 1] some words before
+NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:93, unhandled system error (run with NCCL_DEBUG=INFO for details)
+ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error.
+Last error:
+Error while creating shared memory segment /dev/shm/nccl-a1b2c3 (size 9637888), error: No space left on device (28)"""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (
+            torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be"),
+            "device_failed",
+            "ECC",
+        ),
+        (RuntimeError("in a step\nCUDA error: no kernel image is available for execution"), "device_failed", "no kernel image"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "device_failed", "CUDNN_STATUS_EXECUTION_FAILED"),
+        (torch.distributed.DistBackendError(NCCL), "device_failed", "/dev/shm/nccl-a1b2c3"),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            "out_of_memory",
+            "cublasCreate",
+        ),
+        (
+            torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be"),
+            "out_of_memory",
+            "CUDA error: out of memory",
+        ),
+        (RuntimeError("at the top\nDefaultCPUAllocator: can't allocate memory"), "out_of_memory", "DefaultCPUAllocator"),
+        (torch.AcceleratorError("CUDA error: device-side assert triggered\nCUDA kernel"), "internal", "device-side assert"),
+        (RuntimeError("writing: No space left on device"), "disk_full", "No space left on device"),
+        (ValueError("a file is named CUDA error.png"), "internal", "ValueError"),
+    ],
+)
+def test_what_a_gpu_says_is_told_by_the_line_that_says_it(tmp_path, error, code, told):
+    problem = problem_of(error, tmp_path)
+    assert problem.code == code
+    assert told in problem.detail
+    assert "might be" not in problem.detail or code == "internal"
+
+
+def test_an_nccl_error_tells_where_and_what(tmp_path):
+    detail = problem_of(torch.distributed.DistBackendError(NCCL), tmp_path).detail
+    assert "NCCL error in" in detail and "some words before" not in detail

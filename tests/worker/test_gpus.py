@@ -29,6 +29,15 @@ def test_each_process_of_a_job_needs_a_gpu_of_its_own_where_there_are_any():
         gpus.require(3)
 
 
+def test_parts_of_gpus_can_not_share_a_job():
+    """CUDA enumerates one MIG device at most."""
+    gpus = Gpus("")
+    gpus.handles = {"GPU-1": None, "MIG-1": None, "MIG-2": None}
+    gpus.require(1)
+    with pytest.raises(RuntimeError, match="is 2, and MIG-1 is a part of a GPU"):
+        gpus.require(2)
+
+
 @pytest.mark.gpu
 def test_a_gpu_tells_its_memory_and_how_busy_it_is():
     found = samples(Gpus(None))

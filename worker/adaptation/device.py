@@ -20,21 +20,40 @@ MARGIN = 1.1
 
 
 def choose(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """The device to run on; auto takes CUDA where it is there, of several processes each its own. Raises Problem
-    device_unavailable."""
+    """The device to run on, tried; auto takes CUDA where it is there, of several processes each its own. A process that is told that
+    its worker has a GPU (MODALBRIDGE_CUDA) finds one or does not work. Raises Problem device_unavailable."""
     there = torch.cuda.is_available()
-    if wanted == "cuda" and not there:
-        raise Problem("device_unavailable", "no CUDA device is visible to the worker", pointer="/device")
-    if wanted == "cpu" or not there:
+    if wanted == "cpu" or (wanted == "auto" and not there and "MODALBRIDGE_CUDA" not in os.environ):
         return torch.device("cpu")
+    if not there:
+        raise Problem("device_unavailable", f"no CUDA device is visible to the worker: {_why_none()}", pointer="/device")
     place, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if place >= count:
         raise Problem(
             "device_unavailable", f"a job of at least {place + 1} processes finds {count} CUDA devices", pointer="/device"
         )
-    torch.cuda.set_device(place)  # where whatever names no device goes: pinned memory, a barrier
+    found = torch.device("cuda", place)
+    try:
+        torch.cuda.set_device(place)  # where whatever names no device goes: pinned memory, a barrier
+        torch.ones(1, device=found).sum().item()
+    except (RuntimeError, AssertionError) as error:
+        raise Problem(
+            "device_unavailable", f"CUDA device {place} cannot be used: {_first_line(error)}", pointer="/device"
+        ) from error
     torch.set_float32_matmul_precision("high")
-    return torch.device("cuda", place)
+    return found
+
+
+def _why_none() -> str:
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return _first_line(error)
+    return "torch does not say why"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def name(device: torch.device) -> str:
@@ -60,8 +79,11 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether it is worth measuring: an x86 CPU without AVX-512 emulates bf16, so slowly that the measuring takes minutes."""
-    return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability() != "AVX2"
+    """Whether it is worth measuring: an x86 CPU without AVX-512 emulates bf16, so slowly that the measuring takes minutes; a GPU
+    older than Ampere emulates it, too."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.backends.cpu.get_cpu_capability() != "AVX2"
 
 
 def measure_precision(

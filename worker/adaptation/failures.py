@@ -11,13 +11,22 @@ import torch
 from app.errors import Problem
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-OUT_OF_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory")
+OUT_OF_MEMORY_WORDS = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "Cannot allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+DEVICE_WORDS = ("CUDA error", "CUDNN_STATUS", "NCCL error")
+ASSERTED = "device-side assert"
+"""An index out of bounds, or the like: a fault of this program, on any GPU."""
 FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
 SMALL = 2**20
 
 
 def problem_of(error: BaseException, folder: Path) -> Problem:
-    """disk_full, out_of_memory, or `internal` for what nobody foresaw. folder: where the job writes."""
+    """out_of_memory, device_failed, disk_full, or `internal` for what nobody foresaw. folder: where the job writes."""
     chain = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:
@@ -26,14 +35,27 @@ def problem_of(error: BaseException, folder: Path) -> Problem:
     for cause in chain:
         if isinstance(cause, Problem):
             return cause
-        said = str(cause)
-        if (isinstance(cause, OSError) and cause.errno in FULL) or any(words in said for words in FULL_WORDS):
+        said, number = str(cause), cause.errno if isinstance(cause, OSError) else None
+        of_torch = isinstance(cause, RuntimeError)
+        if (
+            isinstance(cause, MemoryError | torch.OutOfMemoryError)
+            or number == errno.ENOMEM
+            or (of_torch and any(words in said for words in OUT_OF_MEMORY_WORDS))
+        ):
+            return Problem("out_of_memory", _line(said, OUT_OF_MEMORY_WORDS)[:300] or "memory ran out")
+        # Before a full disk: that of NCCL is /dev/shm.
+        if isinstance(cause, torch.AcceleratorError) or (of_torch and any(words in said for words in DEVICE_WORDS)):
+            if ASSERTED in said:
+                break
+            _, _, last = said.partition("Last error:\n")  # as NCCL ends
+            return Problem("device_failed", " ".join([_line(said, DEVICE_WORDS)[:300], *last.splitlines()[:1]])[:600])
+        if number in FULL or any(words in said for words in FULL_WORDS):
             free = shutil.disk_usage(folder).free // SMALL if folder.exists() else 0
             return Problem("disk_full", f"the job could not write: {said[:200]}; {free} MiB are free")
-        if isinstance(cause, MemoryError | torch.OutOfMemoryError) or (
-            isinstance(cause, OSError) and cause.errno == errno.ENOMEM
-        ):
-            return Problem("out_of_memory", said.splitlines()[0][:300] if said else "memory ran out")
-        if isinstance(cause, RuntimeError) and any(words in said for words in OUT_OF_MEMORY_WORDS):
-            return Problem("out_of_memory", said.splitlines()[0][:300])
     return Problem("internal", f"{type(error).__name__}: {str(error)[:300]}")
+
+
+def _line(said: str, words: tuple[str, ...]) -> str:
+    """The first line that has one of the words, or the first."""
+    lines = said.splitlines() or [""]
+    return next((line for line in lines if any(word in line for word in words)), lines[0])
