@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import re
 import types
@@ -14,6 +15,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import from_json
 from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
 
@@ -57,16 +59,36 @@ def parse(model: type[M], raw: bytes, base: str = "") -> M:
     """A JSON body or part as a model. Raises Problem malformed_json, unknown_field, invalid_request; with several
     faults, `errors` lists the first of them, `more_errors` says how many more there are, and the first one speaks. A large body
     takes a while: not to be called where an event loop runs."""
+    raw = raw.removeprefix(codecs.BOM_UTF8)
     try:
         raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise Problem("malformed_json", f"not UTF-8 at byte {error.start}") from error
-    if b"\\u0000" in raw or b"\0" in raw:
-        raise Problem("invalid_request", "a text holds a null character", pointer=base)
+    if b"\\u0000" in raw and (pointer := _null_character(raw, base)) is not None:
+        raise Problem("invalid_request", "a text holds a null character", pointer=pointer)
     try:
         return model.model_validate_json(raw)
     except ValidationError as error:
         raise from_validation(error.errors(include_url=False), model, base) from error
+
+
+def _null_character(raw: bytes, base: str) -> str | None:
+    """The pointer to a text that holds one, or to the object that has one in a name."""
+    try:
+        stack = [(base, from_json(raw))]
+    except ValueError:  # said where the model is made of it
+        return None
+    while stack:
+        pointer, here = stack.pop()
+        if isinstance(here, dict):
+            if any("\0" in name for name in here):
+                return pointer
+            stack.extend((f"{pointer}/{_escaped(name)}", value) for name, value in here.items())
+        elif isinstance(here, list):
+            stack.extend((f"{pointer}/{place}", value) for place, value in enumerate(here))
+        elif isinstance(here, str) and "\0" in here:
+            return pointer
+    return None
 
 
 def in_one_line(text: str | None, pointer: str) -> None:
@@ -90,7 +112,8 @@ def from_validation(errors: Sequence[Any], model: type[BaseModel] | None, base: 
 
 
 def _one(error: Any, model: type[BaseModel] | None, base: str) -> Problem:
-    known, parts = _walk(model, error["loc"])
+    of_a_name = error["loc"][-1:] == ("[key]",) and error["type"] != "extra_forbidden"  # pydantic's mark of an object's name
+    known, parts = _walk(model, error["loc"][:-1] if of_a_name else error["loc"])
     pointer = (error.get("ctx") or {}).get("pointer") or base + "".join(f"/{_escaped(part)}" for part in parts)
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(parts[-1])[:100], known, n=1, cutoff=0.5)
