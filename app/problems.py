@@ -116,13 +116,17 @@ def _one(error: Any, model: type[BaseModel] | None, base: str) -> Problem:
     known, parts = _walk(model, error["loc"][:-1] if of_a_name else error["loc"])
     pointer = (error.get("ctx") or {}).get("pointer") or base + "".join(f"/{_escaped(part)}" for part in parts)
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(parts[-1])[:100], known, n=1, cutoff=0.5)
-        hint = f"the nearest known one is {near[0]!r}" if near else f"known here: {few(sorted(known), 20)}"
-        return Problem("unknown_field", f"{str(parts[-1])[:100]!r} is not known here; {hint}", pointer=pointer)
+        return _unknown(str(parts[-1]), known, pointer)
     message = error["msg"].removeprefix("Value error, ")
     given = error.get("input")
     shown = f"; given: {given!r:.100}" if isinstance(given, str | int | float | bool) else ""
     return Problem("invalid_request", message + shown, pointer=pointer)
+
+
+def _unknown(name: str, known: list[str], pointer: str) -> Problem:
+    near = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.5)
+    hint = f"the nearest known one is {near[0]!r}" if near else f"known here: {few(sorted(known), 20) or 'none'}"
+    return Problem("unknown_field", f"{name[:100]!r} is not known here; {hint}", pointer=pointer)
 
 
 def _escaped(part: object) -> str:
@@ -162,6 +166,14 @@ async def no_null_characters(request: Request) -> None:
         raise Problem("not_found", "the address holds a null character")
     if any("\0" in value for pair in request.query_params.multi_items() for value in pair):
         raise Problem("invalid_request", "a query parameter holds a null character")
+
+
+async def no_unknown_parameters(request: Request) -> None:
+    """A filter that was misspelt would be one that is not there: the answer would be all there is."""
+    known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
+    for name in request.query_params:
+        if name not in known:
+            raise _unknown(name, known, f"/{_escaped(name)}")
 
 
 def respond(request: Request, problem: Problem, headers: dict[str, str] | None = None) -> Response:
