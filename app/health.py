@@ -22,11 +22,13 @@ LIMIT_S = 5.0
 router = APIRouter(tags=["health"])
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", summary="Is the process alive?")
 async def alive() -> dict[str, str]:
     return {"status": "ok"}
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", summary="Can jobs be accepted and run?", responses=documented("not_ready"))
 async def ready(request: Request) -> dict[str, Any]:
     """Database and its schema, broker, blob store, and a worker heard from. Answers within some seconds, whatever hangs."""

@@ -169,6 +169,8 @@ def _manifest(reference: PairsReference, tree: Tree, pointer: str) -> Iterator[t
             names = [(row[side] or "").strip() for side in (reference.source, reference.target)]
             if not all(names):
                 raise Problem("pairs_unmatched", f"line {rows.line_num}: one of the two paths is empty", pointer=pointer)
+            if names[0] == names[1]:
+                raise Problem("pairs_unmatched", f"line {rows.line_num}: both paths are {names[0]!r:.300}", pointer=pointer)
             source, target = (Entry(name, tree.below(path.parent, name, rows.line_num, pointer)) for name in names)
             yield source, target
     except csv.Error as error:

@@ -72,15 +72,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(RequestId)
     app.add_middleware(observability.Counted, metrics=app.state.metrics)
     problems.install(app)
-    for router in (
-        jobs.router,
-        artifacts.router,
-        source_models.router,
-        datasets.router,
-        webhooks.router,
-        health.router,
-        observability.router,
-    ):
+    for router in (jobs.router, source_models.router, datasets.router, webhooks.router):
+        app.include_router(router, dependencies=[Depends(problems.no_unknown_parameters)])
+    for router in (artifacts.router, health.router, observability.router):
         app.include_router(router)
     dashboard.install(app)
     _describe_bodies(app)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import re
 import types
@@ -14,6 +15,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import from_json
 from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
 
@@ -57,16 +59,36 @@ def parse(model: type[M], raw: bytes, base: str = "") -> M:
     """A JSON body or part as a model. Raises Problem malformed_json, unknown_field, invalid_request; with several
     faults, `errors` lists the first of them, `more_errors` says how many more there are, and the first one speaks. A large body
     takes a while: not to be called where an event loop runs."""
+    raw = raw.removeprefix(codecs.BOM_UTF8)
     try:
         raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise Problem("malformed_json", f"not UTF-8 at byte {error.start}") from error
-    if b"\\u0000" in raw or b"\0" in raw:
-        raise Problem("invalid_request", "a text holds a null character", pointer=base)
+    if b"\\u0000" in raw and (pointer := _null_character(raw, base)) is not None:
+        raise Problem("invalid_request", "a text holds a null character", pointer=pointer)
     try:
         return model.model_validate_json(raw)
     except ValidationError as error:
         raise from_validation(error.errors(include_url=False), model, base) from error
+
+
+def _null_character(raw: bytes, base: str) -> str | None:
+    """The pointer to a text that holds one, or to the object that has one in a name."""
+    try:
+        stack = [(base, from_json(raw))]
+    except ValueError:  # said where the model is made of it
+        return None
+    while stack:
+        pointer, here = stack.pop()
+        if isinstance(here, dict):
+            if any("\0" in name for name in here):
+                return pointer
+            stack.extend((f"{pointer}/{_escaped(name)}", value) for name, value in here.items())
+        elif isinstance(here, list):
+            stack.extend((f"{pointer}/{place}", value) for place, value in enumerate(here))
+        elif isinstance(here, str) and "\0" in here:
+            return pointer
+    return None
 
 
 def in_one_line(text: str | None, pointer: str) -> None:
@@ -90,16 +112,21 @@ def from_validation(errors: Sequence[Any], model: type[BaseModel] | None, base: 
 
 
 def _one(error: Any, model: type[BaseModel] | None, base: str) -> Problem:
-    known, parts = _walk(model, error["loc"])
+    of_a_name = error["loc"][-1:] == ("[key]",) and error["type"] != "extra_forbidden"  # pydantic's mark of an object's name
+    known, parts = _walk(model, error["loc"][:-1] if of_a_name else error["loc"])
     pointer = (error.get("ctx") or {}).get("pointer") or base + "".join(f"/{_escaped(part)}" for part in parts)
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(parts[-1])[:100], known, n=1, cutoff=0.5)
-        hint = f"the nearest known one is {near[0]!r}" if near else f"known here: {few(sorted(known), 20)}"
-        return Problem("unknown_field", f"{str(parts[-1])[:100]!r} is not known here; {hint}", pointer=pointer)
+        return _unknown(str(parts[-1]), known, pointer)
     message = error["msg"].removeprefix("Value error, ")
     given = error.get("input")
     shown = f"; given: {given!r:.100}" if isinstance(given, str | int | float | bool) else ""
     return Problem("invalid_request", message + shown, pointer=pointer)
+
+
+def _unknown(name: str, known: list[str], pointer: str) -> Problem:
+    near = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.5)
+    hint = f"the nearest known one is {near[0]!r}" if near else f"known here: {few(sorted(known), 20) or 'none'}"
+    return Problem("unknown_field", f"{name[:100]!r} is not known here; {hint}", pointer=pointer)
 
 
 def _escaped(part: object) -> str:
@@ -139,6 +166,14 @@ async def no_null_characters(request: Request) -> None:
         raise Problem("not_found", "the address holds a null character")
     if any("\0" in value for pair in request.query_params.multi_items() for value in pair):
         raise Problem("invalid_request", "a query parameter holds a null character")
+
+
+async def no_unknown_parameters(request: Request) -> None:
+    """A filter that was misspelt would be one that is not there: the answer would be all there is."""
+    known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
+    for name in request.query_params:
+        if name not in known:
+            raise _unknown(name, known, f"/{_escaped(name)}")
 
 
 def respond(request: Request, problem: Problem, headers: dict[str, str] | None = None) -> Response:

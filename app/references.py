@@ -163,7 +163,7 @@ class Disk:
             deeper = []
             for entry in entries:
                 name = prefix + entry.name
-                if entry.name.startswith("."):
+                if is_hidden(entry.name):
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     if entry.name not in passed_over:
@@ -203,6 +203,11 @@ class Disk:
 
 def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in ENDINGS
+
+
+def is_hidden(name: str) -> bool:
+    """Whether it, or a folder on its way, has a name that begins with a dot: no folder's images are those."""
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def is_plain(name: str) -> bool:

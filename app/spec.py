@@ -145,7 +145,7 @@ class ImagesReference(DataReference):
     of `key.jpg` and, for an evaluation set, `key.cls`; sunrgbd, diml, nirscene: the
     unpacked data set, of which the target images of the model's classes are taken."""
 
-    layout: Literal["folder", "list", "webdataset"] | DataSet = "folder"
+    layout: Literal["folder", "list", "webdataset", DataSet] = "folder"
     """How the images lie there."""
 
 
@@ -164,7 +164,7 @@ class PairsReference(DataReference):
     uri: str = Field(min_length=1, max_length=4096)
     """A folder that holds the two folders named by `source` and `target`, whose images match by relative path without
     the ending; or a CSV file with two columns of those names, paths relative to the file's own folder; or a data set."""
-    layout: Literal["pairs", "webdataset"] | DataSet = "pairs"
+    layout: Literal["pairs", "webdataset", DataSet] = "pairs"
     """webdataset: samples of `key.<source>.png` and `key.<target>.png`. sunrgbd, diml, nirscene: the unpacked data set, of which the pairs outside the model's classes are taken."""
     source: FolderName = "rgb"
     """Of layout pairs and webdataset: the name of the RGB images' folder, column or ending."""

@@ -111,7 +111,7 @@ def _archive(file: io.FileIO, size: int) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
-            _measure(entries, size)
+            _count(entries)
             top = entries[0].filename.partition("/")[0]
             names = [entry.filename for entry in entries]
             # torch's reader matches names without their case: what differs by case alone is one name to it.
@@ -121,7 +121,7 @@ def _archive(file: io.FileIO, size: int) -> None:
                 raise _format("a zip archive that torch.save did not write: it has no data.pkl")
             if f"{top}/constants.pkl" in names:
                 raise Problem("unsafe_pickle", "the file is a TorchScript program", pointer=POINTER)
-            _require_stored(entries)
+            _require_stored(entries, size)
             if (length := archive.getinfo(f"{top}/data.pkl").file_size) > MAX_READ_BYTES:
                 raise _format(f"a pickle of {length} bytes; at most {MAX_READ_BYTES} are read")
             pickle_scan.state_dict(archive.read(f"{top}/data.pkl"))
@@ -133,16 +133,16 @@ def _archive(file: io.FileIO, size: int) -> None:
         raise _truncated("the archive names a place before its beginning") from error
 
 
-def _measure(entries: list[zipfile.ZipInfo], size: int) -> None:
+def _count(entries: list[zipfile.ZipInfo]) -> None:
     if not entries:
         raise _format("the archive is empty")
     if len(entries) > MAX_ENTRIES:
         raise Problem("archive_bomb", f"{len(entries)} entries; at most {MAX_ENTRIES} are read", pointer=POINTER)
+
+
+def _require_stored(entries: list[zipfile.ZipInfo], size: int) -> None:
     if (unpacked := sum(max(entry.file_size, entry.compress_size) for entry in entries)) > size:
         raise Problem("archive_bomb", f"{size} bytes that would unpack to {unpacked}", pointer=POINTER)
-
-
-def _require_stored(entries: list[zipfile.ZipInfo]) -> None:
     if packed := [entry.filename[:200] for entry in entries if entry.compress_type != zipfile.ZIP_STORED]:
         raise Problem("archive_bomb", f"compressed entries, which torch.save never writes: {few(packed)}", pointer=POINTER)
     if locked := [entry.filename[:200] for entry in entries if entry.flag_bits & 1]:

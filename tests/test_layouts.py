@@ -194,6 +194,7 @@ def test_a_csv_names_pairs(root):
         ("rgb,infrared\n1.jpg,1.png\n", "layout_mismatch"),
         ("rgb,depth\n1.jpg,\n", "pairs_unmatched"),
         ("rgb,depth\n1.jpg\n", "pairs_unmatched"),
+        ("rgb,depth\n1.jpg,1.jpg\n", "pairs_unmatched"),
         ("rgb,depth\n1.jpg,../1.png\n", "reference_outside_roots"),
         ("rgb,depth\n1.jpg,2.png\n", "reference_missing"),
         ('rgb,depth\n"1.jpg,2.png\n', "layout_mismatch"),

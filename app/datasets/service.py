@@ -14,7 +14,7 @@ from app.datasets.table import Dataset
 from app.errors import Problem, few
 from app.ids import new_id
 from app.listing import Listing
-from app.references import is_image
+from app.references import is_hidden, is_image
 from app.settings import Settings
 
 POINTER = "/dataset"
@@ -46,7 +46,7 @@ def store(
             sha256=staged.sha256,
             size=staged.size,
             format=archives.format_of(staged.path, POINTER),
-            images=sum(is_image(name) for name in contents.texts),
+            images=sum(is_image(name) and not is_hidden(name) for name in contents.texts),
             unpacked_bytes=unpacked_bytes,
             blob_key=key,
             listing_key=f"{key}.listing",

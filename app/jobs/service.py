@@ -26,7 +26,7 @@ from app.remote import Pin
 from app.settings import Settings
 from app.source_models import queries as source_model_queries
 from app.source_models import service as source_models
-from app.spec import MOST_LABELS, JobRequest, SourceModelDescription, SourceModelId, misfit
+from app.spec import DATA_SETS, MOST_LABELS, DataSpec, JobRequest, SourceModelDescription, SourceModelId, misfit
 
 Found = TypeVar("Found")
 LONGEST_KEY = 255
@@ -51,6 +51,7 @@ def submit(
     in_one_line(request.name, "/name")
     for name, value in request.labels.items():
         in_one_line(value, f"/labels/{name}")
+    _check_scaling_and_sides(request.data)
     by_id = isinstance(request.source_model, SourceModelId)
     if by_id and staged is not None:
         raise Problem("invalid_request", "both an id and a file: one source model too many", pointer="/source_model/id")
@@ -66,6 +67,7 @@ def submit(
         description = SourceModelDescription.model_validate(model.description)
     else:
         description = request.source_model
+        source_models.require_units(description.input, "/source_model/input")
     _check_further(db, tenant_id, description, request.further_source_models)
     pins = job_data.check(Finder(db, blobs, settings, tenant_id), request.data, description.classes)
     if not by_id:
@@ -82,6 +84,18 @@ def submit(
         if key is not None and (known := _submitted_before(db, tenant_id, key, digest)):
             return known, False
         raise Problem("not_found", "a source model or dataset was deleted meanwhile") from None
+
+
+def _check_scaling_and_sides(data: DataSpec) -> None:
+    """Of a new request alone: databases may hold others. Raises Problem invalid_request."""
+    for name, reference in (("target", data.target), ("pairs", data.pairs)):
+        scaling = reference.scaling if reference is not None else None
+        if scaling is not None and scaling.kind in ("auto", "full_range") and (scaling.low, scaling.high) != (None, None):
+            detail = f"kind {scaling.kind!r} heeds neither low nor high: set kind to 'range', or leave them out"
+            raise Problem("invalid_request", detail, pointer=f"/data/{name}/scaling")
+    if (pairs := data.pairs) is not None and pairs.layout not in DATA_SETS and pairs.source == pairs.target:
+        detail = f"source and target are both {pairs.source!r}: a pair is an RGB image and another"
+        raise Problem("invalid_request", detail, pointer="/data/pairs/target")
 
 
 def _check_further(db: Database, tenant_id: str, first: SourceModelDescription, further: tuple[SourceModelId, ...]) -> None:

@@ -78,6 +78,7 @@ async def upload(request: Request, tenant: Tenant) -> Response:
         if "description" not in received.texts:
             raise Problem("malformed_multipart", "the part `description` is missing")
         description = await run_in_threadpool(parse, SourceModelDescription, received.texts["description"])
+        service.require_units(description.input, "/input")
         if received.staged is None:
             raise Problem("missing_file", "no multipart part `source_model`", pointer="/source_model")
         model, new = await run_in_threadpool(

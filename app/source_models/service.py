@@ -15,10 +15,18 @@ from app.ids import new_id
 from app.settings import Settings
 from app.source_models import queries
 from app.source_models.table import SourceModel
-from app.spec import SourceModelDescription
+from app.spec import InputSpec, SourceModelDescription
 from app.weights_file import inspect
 
 _JOBS_NAMED = 20
+
+
+def require_units(input: InputSpec, pointer: str) -> None:
+    """Of a new description alone: databases may hold others. Raises Problem invalid_request."""
+    for name, value in (("mean", input.mean), ("std", input.std)):
+        if not all(0 <= one <= 1 for one in value):
+            detail = f"{name} {list(value)} is not of images in [0, 1]: divide what is of 0 to 255 by 255"
+            raise Problem("invalid_request", detail, pointer=f"{pointer}/{name}")
 
 
 def store(

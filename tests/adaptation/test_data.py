@@ -90,6 +90,14 @@ def test_a_file_that_is_no_image_is_unreadable_and_nothing_else(content, tmp_pat
         decode(tmp_path / "a.png")
 
 
+def test_a_pipe_is_told_as_one_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    (tmp_path / "b.png").mkdir()
+    for name in ("a.png", "b.png"):
+        with pytest.raises(UnreadableError, match=r"^it is no plain file$"):
+            decode(tmp_path / name)
+
+
 def test_a_file_of_another_kind_is_told_as_one(tmp_path):
     (tmp_path / "a.png").write_bytes(b"GIF89a, or whatever it is")
     with pytest.raises(UnreadableError, match=r"^it is no PNG, JPEG or TIFF$"):
@@ -155,6 +163,13 @@ def test_a_scaling_that_leaves_almost_nothing_is_warned_of(tmp_path):
     depth_folder(tmp_path / "data", largest=100)
     _, events = read(tmp_path, data_spec(tmp_path / "data"))
     assert "narrow_scaling" in events.warned
+
+
+def test_a_set_without_any_reading_is_warned_of_as_that(tmp_path):
+    for i in range(8):
+        save(tmp_path / f"data/{i}.tif", np.full((48, 64), np.nan, np.float32))
+    _, events = read(tmp_path, data_spec(tmp_path / "data"))
+    assert events.warned == {"no_readings"}
 
 
 # A value that may mean that nothing was measured

@@ -63,6 +63,7 @@ def test_all_broken_is_too_many_whatever_is_allowed(tmp_path):
     with pytest.raises(Problem) as caught:
         read(tmp_path, data_spec(tmp_path / "data", broken_image_share=1.0))
     assert caught.value.code == "too_many_broken_images"
+    assert "0.png: it is no PNG, JPEG or TIFF" in caught.value.detail
 
 
 def test_too_few_that_can_be_read_are_told_apart(tmp_path):

@@ -76,6 +76,14 @@ def test_pairs_of_another_domain_tell_nothing_for_or_against_it():
         ({"churn": 0.3}, "look_closer", "Pseudo-labels"),
         ({"labelled__adapted__accuracy": 0.39}, "do_not_deploy", "Accuracy"),
         ({"labelled__adapted__balanced_accuracy": 0.3}, "do_not_deploy", "Balanced accuracy"),
+        (
+            {
+                "labelled__source_only": {"accuracy": 0.15, "balanced_accuracy": 0.15},
+                "labelled__adapted__balanced_accuracy": 0.2500001,
+            },
+            "do_not_deploy",
+            "guessing",
+        ),
         ({"method": "source_only"}, "look_closer", "Nothing was adapted"),
     ],
 )

@@ -99,6 +99,16 @@ def wrapped(tensors, path):
     torch.save({"epoch": 3, "state_dict": {f"module.{name}": value for name, value in tensors.items()}}, path)
 
 
+def lightning(tensors, path):
+    torch.save(
+        {"state_dict": {f"model._orig_mod.{name}": value for name, value in tensors.items()}, "optimizer_states": []}, path
+    )
+
+
+def averaged(tensors, path):
+    torch.save({"n_averaged": torch.tensor(3), **{f"module.{name}": value for name, value in tensors.items()}}, path)
+
+
 def halves(tensors, path):
     save_file({name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}, path)
 
@@ -111,9 +121,20 @@ def halves(tensors, path):
         lambda tensors, path: torch.save({"model": tensors}, path),
         lambda tensors, path: torch.save({name: nn.Parameter(v, requires_grad=False) for name, v in tensors.items()}, path),
         wrapped,
+        lightning,
+        averaged,
         halves,
     ],
-    ids=["zip", "legacy", "model key", "parameters", "checkpoint of DataParallel", "half precision"],
+    ids=[
+        "zip",
+        "legacy",
+        "model key",
+        "parameters",
+        "checkpoint of DataParallel",
+        "Lightning's",
+        "AveragedModel's",
+        "half precision",
+    ],
 )
 def test_every_usual_way_of_saving_is_read_as_fp32(write, tensors, tmp_path):
     path = tmp_path / "model"

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from app.datasets import routes as dataset_routes
+from app.datasets.schemas import DatasetDescription
 from app.errors import Problem
 from app.jobs import routes as job_routes
 from app.problems import parse
@@ -72,14 +73,18 @@ CASES: list[tuple[str, Change, str, str | None]] = [
     ("class named twice", put("/source_model/classes", ["a", "a"]), "invalid_request", "/source_model"),
     ("one class", put("/source_model/classes", ["a"]), "invalid_request", "/source_model/classes"),
     ("hub architecture", put("/source_model/architecture", "hf-hub:x/y"), "invalid_request", "/source_model/architecture"),
+    ("mean of 0 to 255", put("/source_model/input/mean", [123.7, 116.3, 103.5]), "invalid_request", "/source_model/input/mean"),
+    ("std of 0 to 255", put("/source_model/input/std", [58.4, 57.1, 57.4]), "invalid_request", "/source_model/input/std"),
     ("no pairs", put("/data/pairs", None), "invalid_request", "/data/pairs"),
     ("huge seed", put("/seed", 2**40), "invalid_request", "/seed"),
-    ("null character", put("/name", "a\0b"), "invalid_request", ""),
+    ("null character", put("/name", "a\0b"), "invalid_request", "/name"),
+    ("null character deep inside", put("/labels/team", "a\0b"), "invalid_request", "/labels/team"),
+    ("null character in a name", put("/labels/te\0am", "a"), "invalid_request", "/labels"),
     ("a name of two lines", put("/name", "a\njob_b"), "invalid_request", "/name"),
     ("a name that moves the cursor", put("/name", "\x1b[2J"), "invalid_request", "/name"),
     ("a label of two lines", put("/labels/team", "a\nsite:b"), "invalid_request", "/labels/team"),
     ("a label of two lines by Unicode's own break", put("/labels/team", "a\u2028site:b"), "invalid_request", "/labels/team"),
-    ("a label's key of two lines", put("/labels/te\nam", "a"), "invalid_request", "/labels/te\nam/[key]"),
+    ("a label's key of two lines", put("/labels/te\nam", "a"), "invalid_request", "/labels/te\nam"),
     ("another scheme", put("/data/target/uri", "http://127.0.0.1/x"), "reference_scheme", "/data/target/uri"),
     ("another host", put("/data/target/uri", "file://elsewhere/x"), "reference_scheme", "/data/target/uri"),
     ("half an address", put("/data/target/uri", "file://["), "reference_scheme", "/data/target/uri"),
@@ -91,6 +96,11 @@ CASES: list[tuple[str, Change, str, str | None]] = [
     ("missing folder", put("/data/target/uri", "file://ROOT/nothing"), "reference_missing", "/data/target/uri"),
     ("a file as a folder", put("/data/target/uri", "file://ROOT/target/000.png"), "layout_mismatch", "/data/target/uri"),
     ("no such pair side", put("/data/pairs/target", "infrared"), "layout_mismatch", "/data/pairs/uri"),
+    ("unknown layout", put("/data/target/layout", "imagefolder"), "invalid_request", "/data/target/layout"),
+    ("unknown layout of pairs", put("/data/pairs/layout", "folder"), "invalid_request", "/data/pairs/layout"),
+    ("bounds that auto does not heed", put("/data/target/scaling", {"low": 300, "high": 900}), "invalid_request", "/data/target/scaling"),
+    ("a bound that full_range does not heed", put("/data/pairs/scaling", {"kind": "full_range", "high": 9}), "invalid_request", "/data/pairs/scaling"),
+    ("pairs of an image and itself", put("/data/pairs/target", "rgb"), "invalid_request", "/data/pairs/target"),
     ("unknown output", put("/outputs", ["onnx", "torch"]), "invalid_request", "/outputs/1"),
     ("output that is no text", put("/outputs", [1]), "invalid_request", "/outputs/0"),
     ("outputs that are no list", put("/outputs", "onnx"), "invalid_request", "/outputs"),
@@ -144,6 +154,18 @@ def test_bad_data_are_named(
     for name, folder in uris.items():
         request_body["data"][name]["uri"] = f"file://{data_root}/{folder}"
     refused(service, request_body, code, pointer)
+
+
+@on_sqlite
+def test_what_is_escaped_and_no_null_character_is_taken_as_it_is(service: Service, request_body: dict[str, Any]) -> None:
+    request_body["name"] = r"C:\u0000"
+    answer = submit(service.client, request_body, safetensors())
+    assert (answer.status_code, answer.json()["name"]) == (202, r"C:\u0000")
+
+
+def test_a_byte_order_mark_is_passed_over() -> None:
+    """Windows' editors and shells begin a file of UTF-8 with it."""
+    assert parse(DatasetDescription, b"\xef\xbb\xbf" + b'{"name": "hall 3"}').name == "hall 3"
 
 
 def test_a_list_names_only_what_lies_below_it(service: Service, request_body: dict[str, Any], data_root: Path) -> None:
@@ -200,7 +222,7 @@ UNKNOWN = {f"w{number}": 1 for number in range(70_000)}
     ("change", "code", "pointer", "errors"),
     [
         (UNKNOWN, "unknown_field", "/w0", len(UNKNOWN)),
-        ({"labels": {f"!{number}": "" for number in range(60_000)}}, "invalid_request", "/labels/!0/[key]", 60_000),
+        ({"labels": {f"!{number}": "" for number in range(60_000)}}, "invalid_request", "/labels/!0", 60_000),
         ({"outputs": ["onx"] * 150_000}, "invalid_request", "/outputs/0", 1),
         ({"further_source_models": [{}] * 150_000}, "invalid_request", "/further_source_models/0/id", 1),
     ],

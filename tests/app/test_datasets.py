@@ -27,6 +27,7 @@ from tests.conftest import Service, serving
 from tests.datasets import sun_view
 
 ARCHIVE = made("zip", {"hall/1.png": b"one", "hall/2.png": b"two", "hall/list.txt": b"1.png box\n", "readme.md": b"?"})
+FROM_A_MAC = made("zip", {"hall/1.png": b"one", "__MACOSX/hall/._1.png": b"its attributes", ".trash/2.png": b"two"})
 
 
 def upload(client: httpx.Client, file: bytes = ARCHIVE, name: str | None = None) -> httpx.Response:
@@ -61,6 +62,10 @@ def test_an_upload_is_stored_and_can_be_read(service: Service) -> None:
     assert service.blobs.path(row.blob_key).read_bytes() == ARCHIVE
     with closing(service.blobs.read(row.listing_key, 0, row.listing_size)) as reading:
         assert set(listing.unpacked(reading).texts) == {"hall/1.png", "hall/2.png", "hall/list.txt"}
+
+
+def test_images_that_no_layout_reads_are_not_counted(service: Service) -> None:
+    assert upload(service.client, FROM_A_MAC).json()["images"] == 1
 
 
 def test_the_same_bytes_are_one_dataset_also_at_once(service: Service) -> None:

@@ -27,6 +27,13 @@ def test_alive(service: Service) -> None:
     assert service.client.get("/healthz").json() == {"status": "ok"}
 
 
+def test_a_monitor_may_ask_for_the_head_alone(service: Service) -> None:
+    assert (service.client.head("/healthz").status_code, service.client.head("/readyz").status_code) == (200, 503)
+    hear_from_a_worker(service)
+    answer = service.client.head("/readyz")
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
 def test_ready_once_a_worker_is_heard_from(service: Service) -> None:
     early = service.client.get("/readyz")
     assert early.status_code == 503 and early.json()["code"] == "not_ready"

@@ -306,6 +306,14 @@ def test_what_is_not_there_is_a_problem_document(service: Service, path: str) ->
     assert answer.json()["code"] == "not_found" and answer.json()["request_id"] == answer.headers["x-request-id"]
 
 
+@pytest.mark.parametrize("address", ["/jobs", "/source-models", "/datasets", "/webhooks"])
+def test_a_filter_that_is_not_known_is_refused_and_not_passed_over(service: Service, address: str) -> None:
+    answer = service.client.get(address, params={"limits": 3})
+    problem = answer.json()
+    assert (answer.status_code, problem["code"], problem["pointer"]) == (422, "unknown_field", "/limits")
+    assert "'limit'" in problem["detail"]
+
+
 def test_a_null_character_in_a_query_is_a_problem_document(service: Service) -> None:
     answer = service.client.get("/jobs?label=a%00:b")
     assert answer.status_code == 422 and answer.json()["code"] == "invalid_request"

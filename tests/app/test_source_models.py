@@ -79,6 +79,12 @@ def test_a_file_that_the_store_has_lost_is_there_again_once_it_is_uploaded_again
     assert [one.read_bytes() for one in files_in(service.blobs)] == [content]
 
 
+def test_a_mean_of_images_of_0_to_255_is_refused(service: Service) -> None:
+    answer = upload(service.client, description=DESCRIPTION | {"input": {"size": 64, "mean": [123.7, 116.3, 103.5]}})
+    assert (answer.status_code, answer.json()["pointer"]) == (422, "/input/mean")
+    assert files_in(service.blobs) == []
+
+
 def test_parallel_identical_uploads_end_in_one_model(service: Service) -> None:
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: upload(service.client), range(16)))

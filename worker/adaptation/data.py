@@ -23,6 +23,7 @@ from app.errors import Problem, few
 from app.references import Entry
 from app.spec import DataSpec, InputSpec, Scaling
 from worker.adaptation import image_cache
+from worker.adaptation.decoding import UnreadableError
 from worker.adaptation.events import DataRead, Logged, Warned
 from worker.adaptation.image_cache import Stored
 from worker.adaptation.image_sets import Images, LabelledImages, Pairs
@@ -184,16 +185,12 @@ def _read(
 
 
 def _survey(entries: Sequence[Entry], readings: Readings, pointer: str) -> Survey:
-    seen = survey(entries, readings)
-    if seen is None:
+    try:
+        return survey(entries, readings)
+    except UnreadableError as error:
         names = [entry.name for entry in entries]
-        raise Problem(
-            "too_many_broken_images",
-            f"not one of {len(names)} images can be read: {few(names)}",
-            pointer=pointer,
-            names=names[:10],
-        )
-    return seen
+        detail = f"not one of {len(names)} images can be read; {error}; {few(names)}"
+        raise Problem("too_many_broken_images", detail, pointer=pointer, names=names[:10]) from error
 
 
 def _not_too_broken(record: dict[str, Any], rows: int, share: float, pointer: str) -> None:
@@ -242,7 +239,9 @@ def _doubts(seen: Survey, range: Range, scaling: Scaling) -> list[list[str]]:
     doubts = []
     if seen.mixed:
         doubts.append(["mixed_images", f"the images differ in {seen.mixed}"])
-    if (seen.p99 - seen.p1) * range.gain < NARROW * (range.high - range.low):
+    if not seen.any:
+        doubts.append(["no_readings", "not one pixel of the images that were looked at is a reading; see `scaling.no_reading`"])
+    elif (seen.p99 - seen.p1) * range.gain < NARROW * (range.high - range.low):
         message = (
             f"98% of the readings lie in {seen.p1:g} to {seen.p99:g}, under {NARROW:.0%} of what becomes 0 to 1 ({range.words})"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import warnings
 from pathlib import Path
 
@@ -34,6 +35,8 @@ def decode(path: Path, encoding: Encoding = "plain") -> np.ndarray:
     encoding of "rotated" is undone: what is returned is millimetres, at most 8000. Raises UnreadableError.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for whoever writes into it
+            raise UnreadableError("it is no plain file")
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UnreadableError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}")

@@ -34,12 +34,13 @@ class Readings:
 @dataclass(frozen=True)
 class Survey:
     """Of a sample. bits: 8, 16, or 32 for floats. channels: 1 or 3, the more frequent. mixed: in words, if the images
-    differ in either. least, largest, p1, p99: of the raw readings. alone: what `_alone` finds. side, aspect: medians of the shorter
+    differ in either. any: there is a reading. least, largest, p1, p99: of the raw readings, 0 where there is none. alone: what `_alone` finds. side, aspect: medians of the shorter
     side and of width / height."""
 
     bits: int
     channels: int
     mixed: str
+    any: bool
     least: float
     largest: float
     p1: float
@@ -62,17 +63,19 @@ class Range:
     offset: float = 0.0
 
 
-def survey(entries: Sequence[Entry], readings: Readings) -> Survey | None:
-    """A look at up to SAMPLE of the images, evenly spaced. None if not one of them can be read."""
+def survey(entries: Sequence[Entry], readings: Readings) -> Survey:
+    """A look at up to SAMPLE of the images, evenly spaced. Raises UnreadableError, `name: why` of the first, if not one of them can be
+    read."""
     picked = np.unique(np.linspace(0, len(entries) - 1, min(SAMPLE, len(entries))).astype(int))
     kinds: list[tuple[int, int]] = []
     shapes: list[tuple[int, int]] = []
     raw: list[np.ndarray] = []
-    least, largest = [], []
+    least, largest, unreadable = [], [], []
     for entry in (entries[i] for i in picked):
         try:
             array = decode(entry.path, entry.encoding)
-        except UnreadableError:
+        except UnreadableError as error:
+            unreadable.append(f"{entry.name}: {error}")
             continue
         kinds.append((bits_of(array), array.shape[2]))
         shapes.append(array.shape[:2])
@@ -82,7 +85,7 @@ def survey(entries: Sequence[Entry], readings: Readings) -> Survey | None:
             largest.append(float(found.max()))
             raw.append(found[:: max(1, found.size // READINGS_AN_IMAGE)].copy())  # a view would keep the image
     if not kinds:
-        return None
+        raise UnreadableError(unreadable[0])
     bits = max(b for b, _ in kinds)
     channels = 3 if 2 * sum(c == 3 for _, c in kinds) > len(kinds) else 1
     differ = [
@@ -98,6 +101,7 @@ def survey(entries: Sequence[Entry], readings: Readings) -> Survey | None:
         bits,
         channels,
         "; ".join(differ),
+        bool(raw),
         min(least, default=0.0),
         max(largest, default=0.0),
         float(p1),

@@ -21,7 +21,10 @@ from app.errors import Problem
 from app.weights_file import POINTER, inspect
 
 WRAPPERS = ("state_dict", "model", "model_state_dict")
-PREFIXES = ("module.", "_orig_mod.")
+PREFIXES = ("module.", "model.", "_orig_mod.")
+"""In the order in which they stand where there are several."""
+AVERAGED = "n_averaged"
+"""How many updates torch's AveragedModel, an EMA, was made of: beside the network's own tensors, which are below `module.`."""
 PARTS = ("netF", "netB", "netC")
 """The three networks of SHOT, which may lie in one file as three dicts, by these names or as F, B and C."""
 
@@ -30,9 +33,10 @@ def read(path: Path) -> dict[str, Tensor]:
     """The tensors of the file by name, on the CPU, in the file's dtypes, memory-mapped where the format allows it.
 
     One level of {"state_dict": ...}, {"model": ...} or {"model_state_dict": ...} is unwrapped, and a prefix that every
-    name has ("module." of DataParallel, "_orig_mod." of torch.compile) removed. {"netF": {...}, "netB": {...}, "netC": {...}}
-    becomes names that begin with "netF.", "netB." and "netC.". Raises Problem empty_file, source_model_format,
-    source_model_truncated, unsafe_pickle, archive_bomb, reference_missing, reference_unreadable.
+    name has ("module." of DataParallel, "model." of most LightningModules, "_orig_mod." of torch.compile) removed, and the count of
+    torch's AveragedModel. {"netF": {...}, "netB": {...}, "netC": {...}} becomes names that begin with "netF.", "netB." and "netC.".
+    Raises Problem empty_file, source_model_format, source_model_truncated, unsafe_pickle, archive_bomb, reference_missing,
+    reference_unreadable.
     """
     try:
         if inspect(path) == "safetensors":
@@ -104,7 +108,7 @@ def _tensors(loaded: object) -> dict[str, Tensor]:
         if value.layout is not torch.strided or value.device.type != "cpu" or value.is_complex() or value.is_quantized:
             kind = f"{str(value.dtype).removeprefix('torch.')} {str(value.layout).removeprefix('torch.')} on {value.device.type}"
             raise Problem("source_model_format", f"tensor {name[:200]!r} is {kind}; plain real tensors are read", pointer=POINTER)
-    return without_prefixes(dict(loaded))
+    return without_prefixes({name: value for name, value in loaded.items() if name != AVERAGED})
 
 
 def _joined(loaded: Mapping) -> Mapping:

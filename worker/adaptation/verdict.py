@@ -61,5 +61,7 @@ def judge(
             if now < before:
                 words = measure.replace("_", " ").capitalize()
                 say("do_not_deploy", f"{words} on the evaluation set is lower than the source model's as it is", now, before)
+        if (now := labelled["adapted"]["balanced_accuracy"]) < 1 / classes + 1e-6:  # it is a sum of rounded shares
+            say("do_not_deploy", "Balanced accuracy on the evaluation set is no better than guessing", now, 1 / classes)
     verdict = max((reason["verdict"] for reason in reasons), key=WORSE.index, default="deploy")
     return verdict, sorted(reasons, key=lambda reason: -WORSE.index(reason["verdict"]))
