@@ -160,8 +160,10 @@ def expire_leases(worker: WorkerProcess) -> None:
         given = worker.settings
         backoff = timedelta(seconds=given.lost_backoff_s)
         changed = lifecycle.expire_leases(session, most=given.max_lost_attempts, backoff=backoff, now=worker.db.now(session))
-    for job in changed:
-        log.warning("a lease ran out", job_id=job.id, attempt=job.attempt, status=job.status)
+    for job, silent in changed:
+        log.warning(
+            "a lease ran out: its worker fell silent", job_id=job.id, attempt=job.attempt, worker_id=silent, status=job.status
+        )
         ended = ("cancelled", "") if job.status == Status.CANCELLED else ("lost", "worker_silent")
         worker.metrics.attempts.labels(*ended).inc()
         tracing.fell_silent(job)

@@ -73,7 +73,9 @@ def run(worker: WorkerProcess, claim: Claim) -> Job | None:
         return None
     finally:
         attempt.close()
-        attempt.trace.end(*attempt.meter.end(job), attempt.meter.method)
+        outcome, cause = attempt.meter.end(job)
+        attempt.trace.end(outcome, cause, attempt.meter.method)
+        _log_end(claim, job, outcome, cause)
     if job is None:
         log.warning("the job was lost: nothing of this attempt is kept", job_id=claim.job_id, attempt=claim.attempt)
     elif attempt.meter.lost_by == FULL and job.status not in TERMINAL:
@@ -83,6 +85,14 @@ def run(worker: WorkerProcess, claim: Claim) -> Job | None:
         if job.status == Status.SUCCEEDED:  # else a client may have it tried again; housekeeping deletes them in a while
             kept_checkpoints.remove(worker.blobs, claim.tenant_id, claim.job_id)
     return job
+
+
+def _log_end(claim: Claim, job: Job | None, outcome: str, cause: str) -> None:
+    """What became of the attempt, by the words of modalbridge_worker_attempts_total, and of the job: queued again, say."""
+    say = log.warning if outcome in ("failed", "lost") else log.info
+    why = {"cause": cause} if cause else {}
+    status = job.status if job else "another's"
+    say("attempt ends", job_id=claim.job_id, attempt=claim.attempt, outcome=outcome, **why, status=status)
 
 
 @dataclass

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from structlog.testing import capture_logs
 
 from app import broker
 from app.artifacts.table import Artifact
@@ -91,7 +92,9 @@ def test_a_silent_workers_job_is_queued_again_and_after_three_times_failed(embed
         assert (embedded_both.job(job_id).status, embedded_both.job(job_id).lost_attempts) == ("queued", lost), "once each"
     assert claim_next(worker) is not None
     expire(embedded_both, job_id)
-    housekeeping.expire_leases(worker)
+    with capture_logs() as lines:
+        housekeeping.expire_leases(embedded_both.process())
+    assert [(line["job_id"], line["worker_id"], line["status"]) for line in lines] == [(job_id, worker.id, "failed")]
     job = embedded_both.job(job_id)
     assert (job.status, job.error["code"]) == ("failed", "attempts_exhausted")
     assert worker.id in job.error["detail"]
