@@ -148,6 +148,16 @@ def heartbeat(worker: WorkerProcess) -> None:
                     last_seen_at=now,
                 )
             )
+    answered_at, before = time.monotonic(), worker.answered_at
+    if before is not None and answered_at - before > worker.settings.housekeeping_s + worker.settings.lease_s / 3:
+        worker.back_at = answered_at
+    worker.answered_at = answered_at
+
+
+def settling(worker: WorkerProcess) -> bool:
+    """Whether the database was away so lately that workers which live may not have renewed their leases, or made good what they make
+    good: each has a lease's time for it, and nobody is judged by what the database says until then."""
+    return time.monotonic() - worker.back_at < worker.settings.lease_s
 
 
 def leave(worker: WorkerProcess) -> None:
@@ -156,6 +166,8 @@ def leave(worker: WorkerProcess) -> None:
 
 
 def expire_leases(worker: WorkerProcess) -> None:
+    if settling(worker):
+        return
     with worker.db.write() as session:
         given = worker.settings
         backoff = timedelta(seconds=given.lost_backoff_s)
@@ -220,6 +232,8 @@ def tell_progress(worker: WorkerProcess) -> None:
 
 def watch_invariants(worker: WorkerProcess) -> None:
     """What must never be, and is: counted, and said aloud. Where the database cannot be asked, no number is left standing."""
+    if settling(worker):
+        return
     try:
         with worker.db.read() as session:
             found = invariants.violations(session, worker.settings, worker.db.now(session))

@@ -100,6 +100,26 @@ def test_a_silent_workers_job_is_queued_again_and_after_three_times_failed(embed
     assert worker.id in job.error["detail"]
 
 
+def test_a_lease_that_ran_out_while_nobody_reached_the_database_is_left_to_its_worker_for_as_long_again(embedded_both: Embedded):
+    """Else the first to find it back would take every job from workers that live, and are about to renew."""
+    job_id = embedded_both.submit(wake=False)
+    claim_next(embedded_both.process())
+    other = embedded_both.process(lease_s=2, housekeeping_s=0.5)
+    housekeeping.look(other)
+    time.sleep(1.5)  # as a heartbeat does that fails, or waits for its answer
+    expire(embedded_both, job_id)
+    housekeeping.look(other)
+    housekeeping.watch_invariants(other)
+    assert embedded_both.job(job_id).status == "running"
+    violations = other.metrics.registry.get_sample_value
+    assert violations("modalbridge_invariant_violations", {"invariant": "expired_lease_left"}) is None, "nor is it judged"
+    began_at = time.monotonic()
+    while embedded_both.job(job_id).status == "running":
+        time.sleep(0.1)
+        housekeeping.look(other)
+    assert time.monotonic() - began_at < 10
+
+
 def test_queued_jobs_wake_as_many_workers_as_are_idle(embedded_both: Embedded):
     for n in range(3):
         embedded_both.submit(wake=False, seed=n)
