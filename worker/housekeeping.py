@@ -20,7 +20,7 @@ import structlog
 
 from app import broker, storage
 from app.artifacts.table import Artifact
-from app.blobs import ABANDONED_S, discard
+from app.blobs import ABANDONED_S, BlobsAwayError, discard
 from app.datasets.table import Dataset
 from app.jobs import checkpoints, lifecycle, queries, queue
 from app.jobs.states import RETRIED, TERMINAL, Status
@@ -32,6 +32,7 @@ from worker import invariants, tracing, webhooks, workspace
 from worker.beside import Call
 from worker.cache import Cache
 from worker.process import WorkerProcess
+from worker.supervisor import AWAY
 from worker.tracking import exports
 
 LEAVE_S = 5.0
@@ -51,6 +52,7 @@ OURS = re.compile(r"(source_models/[^/]+|datasets/[^/]+|jobs/[^/]+/[^/]+/\d+|che
 ARTIFACT = re.compile(r"jobs/[^/]+/([^/]+)/(\d+)/[^/]+")
 """Of a job's attempt. It may be publishing just now, and waiting for a database that is away."""
 BATCH = 500
+FAILED = "a part of housekeeping failed; the next pass tries it again"
 log = structlog.get_logger()
 
 
@@ -126,8 +128,11 @@ def _attempt(part: Callable[[WorkerProcess], None], worker: WorkerProcess) -> No
     failures = worker.metrics.failures.labels(part.__name__)
     try:
         part(worker)
+    except (*AWAY, BlobsAwayError) as error:  # where it was asked is of no interest, and it will be asked all the time
+        log.warning(FAILED, part=part.__name__, error=str(error)[:300])
+        failures.inc()
     except Exception:
-        log.exception("a part of housekeeping failed; the next pass tries it again", part=part.__name__)
+        log.exception(FAILED, part=part.__name__)
         failures.inc()
 
 
