@@ -292,6 +292,21 @@ def test_a_part_that_fails_keeps_no_other_from_running(embedded: Embedded, capsy
     assert [of.get_sample_value(name, {"outcome": outcome}) for outcome in ("sent", "failed")] == [1, 1]
 
 
+def test_the_alert_on_parts_that_fail_knows_which_come_every_ten_minutes_alone(embedded: Embedded):
+    alerts = (Path(__file__).parents[2] / "deploy/alerts.yml").read_text(encoding="utf-8")
+    (seldom,) = {pattern for pattern in re.findall(r'part[!=]~"([^"]+)"', alerts)}
+    swept, looked = embedded.process(), embedded.process()
+    housekeeping.sweep(swept)
+    housekeeping.look(looked)
+    assert parts(swept) and all(re.fullmatch(seldom, part) for part in parts(swept))
+    assert parts(looked) and not any(re.fullmatch(seldom, part) for part in parts(looked))
+
+
+def parts(worker: WorkerProcess) -> set[str]:
+    (failures,) = worker.metrics.failures.collect()
+    return {sample.labels["part"] for sample in failures.samples}
+
+
 def test_the_thread_outlives_a_database_that_is_away_and_ends_when_asked(embedded: Embedded, capsys):
     worker: WorkerProcess = embedded.process(housekeeping_s=0.05)
     keeper = housekeeping.Housekeeping(worker)
