@@ -6,14 +6,20 @@ local blob folder, all below `data_dir`.
 
 from __future__ import annotations
 
+import difflib
+import ipaddress
 import os
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+PREFIX = "MODALBRIDGE_"
+ELSEWHERE = ("URL", "DATA", "BIND", "PORT", "GPU")
+"""Of the client, and of docker-compose.yml."""
 _BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_][A-Za-z0-9_.-]*)*/?")
 
 _ADDRESS = re.compile(r"https?://[^\s/@?#]+(/[^\s@?#]*)?")
@@ -22,7 +28,13 @@ _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?(:(?!443$)[0-9]{1,5})?"
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="MODALBRIDGE_", frozen=True, use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        frozen=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,  # it may be a password
+    )
 
     hosts: Annotated[tuple[str, ...], NoDecode] = ()
     """Names by which the front end is called, separated by commas, besides addresses, localhost and names of one label; *: by any.
@@ -132,6 +144,15 @@ class Settings(BaseSettings):
     mlflow_ui_url: str = ""
     """http:// or https:// address at which browsers reach MLflow: a job's page then has a link to its run. Default: no link."""
 
+    @field_validator("database_url")
+    @classmethod
+    def _database_is_one_of_two(cls, value: str) -> str:
+        if value and not value.startswith(("sqlite://", "postgresql+psycopg://")):
+            raise ValueError(
+                "must begin with postgresql+psycopg:// (PostgreSQL, by psycopg 3) or sqlite://, or be empty for SQLite"
+            )
+        return value
+
     @field_validator("blobs_url")
     @classmethod
     def _blobs_are_a_bucket(cls, value: str) -> str:
@@ -179,6 +200,20 @@ class Settings(BaseSettings):
             raise ValueError(f"hosts must be names, without scheme and port, or * for any: {', '.join(wrong)}")
         return value
 
+    @field_validator("webhook_private_hosts")
+    @classmethod
+    def _webhooks_lead_to_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [one for one in value if not _is_address(one) and (":" in one or not _HOST.fullmatch(one))]:
+            raise ValueError(f"hosts must be names or addresses, without scheme and port: {', '.join(wrong)}")
+        return value
+
+    @field_validator("data_ca_file")
+    @classmethod
+    def _certificates_are_there(cls, value: str) -> str:
+        if value and not Path(value).is_file():
+            raise ValueError(f"there is no file {value}")
+        return value
+
     @field_validator("data_buckets")
     @classmethod
     def _data_are_in_buckets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -213,6 +248,22 @@ class Settings(BaseSettings):
                 raise ValueError(f"data_buckets must not open the blob store: {one} and {self.blobs_url}")
         return self
 
+    @model_validator(mode="after")
+    def _private_hosts_are_opened(self) -> Settings:
+        opened = {one.partition(":")[0] for one in self.data_hosts}
+        if closed := [one for one in self.data_private_hosts if one.partition(":")[0] not in opened]:
+            raise ValueError(f"data_private_hosts are some of data_hosts, and these are not: {', '.join(closed)}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_worker_is_heard_before_it_counts_as_gone(self) -> Settings:
+        if self.worker_silent_s <= self.housekeeping_s:
+            raise ValueError(
+                f"worker_silent_s ({self.worker_silent_s:g}) must be more than housekeeping_s ({self.housekeeping_s:g}), at which "
+                "a worker says that it lives: else each counts as gone again and again"
+            )
+        return self
+
     @property
     def sqlalchemy_url(self) -> str:
         return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'modalbridge.db'}"
@@ -232,6 +283,36 @@ class Settings(BaseSettings):
     @property
     def work_dir(self) -> Path:
         return self.data_dir.absolute() / "work"
+
+
+def read() -> Settings:
+    """Of the environment. Raises SystemExit, with each variable that is wrong and why."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = [(PREFIX + str(one["loc"][0]).upper() if one["loc"] else "settings", one["msg"]) for one in error.errors()]
+        lines = [f"  {name}: {why.removeprefix('Value error, ')}" for name, why in wrong]
+        raise SystemExit("\n".join(["the environment is not one to start with:", *lines])) from None
+
+
+def doubts(settings: Settings, environ: Mapping[str, str] = os.environ) -> Iterator[str]:
+    """What will not do what whoever set it expects."""
+    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    for name in sorted(environ):
+        if name.startswith(PREFIX) and name not in known and name.removeprefix(PREFIX) not in ELSEWHERE:
+            like = difflib.get_close_matches(name, known, 1)
+            yield f"{name} is no setting, and counts for nothing" + (f": is it {like[0]}?" if like else "")
+    for root in settings.data_roots:
+        if not root.is_dir():
+            yield f"{root}, of {PREFIX}DATA_ROOTS, is no folder here: references below it are refused"
+
+
+def _is_address(value: str) -> bool:
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        return False
+    return True
 
 
 class Telemetry(BaseSettings):

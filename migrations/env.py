@@ -8,7 +8,7 @@ from app.artifacts import table as _artifacts  # noqa: F401 - registers its tabl
 from app.database import Base, Database
 from app.datasets import table as _datasets  # noqa: F401
 from app.jobs import table as _jobs  # noqa: F401
-from app.settings import Settings
+from app.settings import read
 from app.source_models import table as _source_models  # noqa: F401
 from app.webhooks import table as _webhooks  # noqa: F401
 
@@ -19,7 +19,7 @@ LOCK_TIMEOUT_S = 5
 LOCK_NOT_AVAILABLE = "55P03"
 
 given = context.config.attributes.get("database")
-db: Database = given or Database(Settings().sqlalchemy_url)
+db: Database = given or Database(read().sqlalchemy_url)
 # One transaction for all, begun before Alembic looks: left to itself it has one for each with SQLite, and another process between them.
 with db.engine.connect().execution_options(sqlite_begin="BEGIN IMMEDIATE") as connection, connection.begin():
     context.configure(

@@ -113,7 +113,7 @@ def fetch(blobs: Blobs, claim: Claim, space: Workspace, newer_than: int) -> list
             path = blobs.local(wanted[0].key, aside)
             if sha256_of(path) == wanted[0].sha256:
                 _take(path, space.checkpoint)
-                log.info("a checkpoint came from the blob store", job_id=claim.job_id, attempt=wanted[0].attempt)
+                log.info("a checkpoint came from the blob store", job_id=claim.job_id, of_attempt=wanted[0].attempt)
                 break
         except FileNotFoundError:
             continue  # its writer, which lost its lease and lives on, has put a newer one in its place: look again

@@ -41,9 +41,9 @@ def drain(worker: WorkerProcess) -> int:
         if claim is None:
             return ran
         try:
-            with bound_contextvars(job_id=claim.job_id, attempt=claim.attempt):  # in every line of the log until it is over
-                job = supervisor.run(worker, claim)
-                log.info("attempt ends", status=job.status if job else "lost")
+            # In every line of the log until it is over.
+            with bound_contextvars(job_id=claim.job_id, attempt=claim.attempt, worker_id=worker.id):
+                supervisor.run(worker, claim)
         finally:
             worker.heard_at = time.monotonic()
             worker.job_id = None

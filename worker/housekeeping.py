@@ -20,7 +20,7 @@ import structlog
 
 from app import broker, storage
 from app.artifacts.table import Artifact
-from app.blobs import ABANDONED_S, discard
+from app.blobs import ABANDONED_S, BlobsAwayError, discard
 from app.datasets.table import Dataset
 from app.jobs import checkpoints, lifecycle, queries, queue
 from app.jobs.states import RETRIED, TERMINAL, Status
@@ -32,6 +32,7 @@ from worker import invariants, tracing, webhooks, workspace
 from worker.beside import Call
 from worker.cache import Cache
 from worker.process import WorkerProcess
+from worker.supervisor import AWAY
 from worker.tracking import exports
 
 LEAVE_S = 5.0
@@ -51,6 +52,7 @@ OURS = re.compile(r"(source_models/[^/]+|datasets/[^/]+|jobs/[^/]+/[^/]+/\d+|che
 ARTIFACT = re.compile(r"jobs/[^/]+/([^/]+)/(\d+)/[^/]+")
 """Of a job's attempt. It may be publishing just now, and waiting for a database that is away."""
 BATCH = 500
+FAILED = "a part of housekeeping failed; the next pass tries it again"
 log = structlog.get_logger()
 
 
@@ -126,8 +128,11 @@ def _attempt(part: Callable[[WorkerProcess], None], worker: WorkerProcess) -> No
     failures = worker.metrics.failures.labels(part.__name__)
     try:
         part(worker)
+    except (*AWAY, BlobsAwayError) as error:  # where it was asked is of no interest, and it will be asked all the time
+        log.warning(FAILED, part=part.__name__, error=str(error)[:300])
+        failures.inc()
     except Exception:
-        log.exception("a part of housekeeping failed; the next pass tries it again", part=part.__name__)
+        log.exception(FAILED, part=part.__name__)
         failures.inc()
 
 
@@ -148,6 +153,16 @@ def heartbeat(worker: WorkerProcess) -> None:
                     last_seen_at=now,
                 )
             )
+    answered_at, before = time.monotonic(), worker.answered_at
+    if before is not None and answered_at - before > worker.settings.housekeeping_s + worker.settings.lease_s / 3:
+        worker.back_at = answered_at
+    worker.answered_at = answered_at
+
+
+def settling(worker: WorkerProcess) -> bool:
+    """Whether the database was away so lately that workers which live may not have renewed their leases, or made good what they make
+    good: each has a lease's time for it, and nobody is judged by what the database says until then."""
+    return time.monotonic() - worker.back_at < worker.settings.lease_s
 
 
 def leave(worker: WorkerProcess) -> None:
@@ -156,12 +171,16 @@ def leave(worker: WorkerProcess) -> None:
 
 
 def expire_leases(worker: WorkerProcess) -> None:
+    if settling(worker):
+        return
     with worker.db.write() as session:
         given = worker.settings
         backoff = timedelta(seconds=given.lost_backoff_s)
         changed = lifecycle.expire_leases(session, most=given.max_lost_attempts, backoff=backoff, now=worker.db.now(session))
-    for job in changed:
-        log.warning("a lease ran out", job_id=job.id, attempt=job.attempt, status=job.status)
+    for job, silent in changed:
+        log.warning(
+            "a lease ran out: its worker fell silent", job_id=job.id, attempt=job.attempt, worker_id=silent, status=job.status
+        )
         ended = ("cancelled", "") if job.status == Status.CANCELLED else ("lost", "worker_silent")
         worker.metrics.attempts.labels(*ended).inc()
         tracing.fell_silent(job)
@@ -218,6 +237,8 @@ def tell_progress(worker: WorkerProcess) -> None:
 
 def watch_invariants(worker: WorkerProcess) -> None:
     """What must never be, and is: counted, and said aloud. Where the database cannot be asked, no number is left standing."""
+    if settling(worker):
+        return
     try:
         with worker.db.read() as session:
             found = invariants.violations(session, worker.settings, worker.db.now(session))

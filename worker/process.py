@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -33,6 +34,10 @@ class WorkerProcess:
     """When it last had proof that it consumes: a message, or the end of a job, during which it hears none."""
     knocked_at: float = field(default_factory=time.monotonic)
     """When it last asked for such a proof."""
+    answered_at: float | None = None
+    """When its heartbeat last reached the database."""
+    back_at: float = -math.inf
+    """When that was after so long that leases may have run out, in the database, of workers that could not renew them."""
     metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
 
     def __post_init__(self) -> None:

@@ -39,6 +39,7 @@ from worker.cache import Cache, Held
 from worker.child import Child
 from worker.hearing import Hearing, document
 from worker.metrics import AttemptMeter
+from worker.outage import Outage
 from worker.process import WorkerProcess
 from worker.tracing import AttemptTrace
 from worker.workspace import Workspace
@@ -46,6 +47,10 @@ from worker.workspace import Workspace
 AWAY = (OperationalError, InterfaceError, TimeoutError)
 """The database does not answer, for now."""
 FULL = "disk_full"
+WAITS_FOR: dict[type[Exception], tuple[str, str]] = {
+    BlobsAwayError: ("the blob store is away", "the blob store is back"),
+    NotYetError: ("the job waits for the cache", "the job has waited for the cache"),
+}
 TICK_S = 0.5
 ANSWER_S = 10.0
 """A database that has not answered by then is away, for a worker that is to stop."""
@@ -73,7 +78,9 @@ def run(worker: WorkerProcess, claim: Claim) -> Job | None:
         return None
     finally:
         attempt.close()
-        attempt.trace.end(*attempt.meter.end(job), attempt.meter.method)
+        outcome, cause = attempt.meter.end(job)
+        attempt.trace.end(outcome, cause, attempt.meter.method)
+        _log_end(claim, job, outcome, cause)
     if job is None:
         log.warning("the job was lost: nothing of this attempt is kept", job_id=claim.job_id, attempt=claim.attempt)
     elif attempt.meter.lost_by == FULL and job.status not in TERMINAL:
@@ -83,6 +90,14 @@ def run(worker: WorkerProcess, claim: Claim) -> Job | None:
         if job.status == Status.SUCCEEDED:  # else a client may have it tried again; housekeeping deletes them in a while
             kept_checkpoints.remove(worker.blobs, claim.tenant_id, claim.job_id)
     return job
+
+
+def _log_end(claim: Claim, job: Job | None, outcome: str, cause: str) -> None:
+    """What became of the attempt, by the words of modalbridge_worker_attempts_total, and of the job: queued again, say."""
+    say = log.warning if outcome in ("failed", "lost") else log.info
+    why = {"cause": cause} if cause else {}
+    status = job.status if job else "another's"
+    say("attempt ends", job_id=claim.job_id, attempt=claim.attempt, outcome=outcome, **why, status=status)
 
 
 @dataclass
@@ -105,6 +120,7 @@ class Attempt:
         self.tick_s = min(TICK_S, self.settings.lease_s / 6)
         self.heard = Hearing()
         self.telling: Telling | None = None
+        self.without_database = Outage("the database is away: the job goes on", "the database is back")
         self.meter = AttemptMeter(worker.metrics)
         self.trace = AttemptTrace(claim)
         self.child: Child | None = None
@@ -221,8 +237,9 @@ class Attempt:
             self.heard.give_back(telling.words)
             if not isinstance(error, AWAY):
                 raise
-            log.warning("the database is away: the job goes on", job_id=self.claim.job_id, error=str(error)[:300])
+            self.without_database.goes_on(error)
             return
+        self.without_database.over()
         if telling.renews:
             if status is not None and time.monotonic() - self.renewed_at > self.settings.lease_s * 2 / 3:
                 self.worker.metrics.late_renewals.inc()
@@ -254,7 +271,7 @@ class Attempt:
 
     def _tried(self, work: Callable[[], T], name: str) -> T:
         asked_at: float | None = None
-        waited: set[str] = set()
+        waits: dict[type[Exception], Outage] = {}
         while True:
             call = Call(work, name)
             while not call.ended(self.tick_s):
@@ -265,17 +282,22 @@ class Attempt:
                 if asked_at is not None and time.monotonic() - asked_at > self.settings.cancel_grace_s:
                     raise GaveUpError
             try:
-                return call.result()
+                done = call.result()
             except (BlobsAwayError, NotYetError) as error:
-                what = "the blob store is away" if isinstance(error, BlobsAwayError) else "the job waits for the cache"
-                log.warning(what, job_id=self.claim.job_id, error=str(error)[:300])
-                if what not in waited:
-                    waited.add(what)
-                    self.heard.log(f"{what}: {error}" if isinstance(error, NotYetError) else what)
+                kind = BlobsAwayError if isinstance(error, BlobsAwayError) else NotYetError
+                if kind not in waits:
+                    waits[kind] = Outage(*WAITS_FOR[kind])
+                    away = waits[kind].away
+                    self.heard.log(f"{away}: {error}" if kind is NotYetError else away)
+                waits[kind].goes_on(error)
                 self._tell()
                 if self._to_end():
                     raise GaveUpError from error
                 time.sleep(self.tick_s * random.uniform(0.5, 1.5))  # noqa: S311 - so that two that wait for each other get apart
+            else:
+                for wait in waits.values():
+                    wait.over()
+                return done
 
     def _to_end(self) -> bool:
         return self.lost or self.worker.stop_asked or self.status == Status.CANCELLING
@@ -375,12 +397,15 @@ class Attempt:
             call = Call(once, "insist")
             self._await(call)
             try:
-                return call.result()
+                done = call.result()
             except AWAY as error:
                 if self.worker.stop_asked:
                     raise DatabaseAwayError from error
-                log.warning("the database is away", job_id=self.claim.job_id, error=str(error)[:300])
+                self.without_database.goes_on(error)
                 time.sleep(self.tick_s)
+            else:
+                self.without_database.over()
+                return done
 
     def _await(self, call: Call[object]) -> None:
         """Raises DatabaseAwayError."""

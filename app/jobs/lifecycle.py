@@ -239,8 +239,8 @@ def _lost(
 # Housekeeping --------------------------------------------------------------------------------------------------------
 
 
-def expire_leases(session: Session, *, most: int, backoff: timedelta, now: datetime) -> list[Job]:
-    """Jobs whose worker fell silent are queued again, failed or cancelled. Safe to run anywhere at once."""
+def expire_leases(session: Session, *, most: int, backoff: timedelta, now: datetime) -> list[tuple[Job, str]]:
+    """Jobs whose worker fell silent are queued again, failed or cancelled; each with that worker's id. Safe to run anywhere at once."""
     expired = session.execute(
         sa.select(Job.id, Job.attempt, Job.status, Job.worker_id)
         .where(Job.status.in_(sorted(LEASED)), Job.lease_expires_at < now)
@@ -258,7 +258,7 @@ def expire_leases(session: Session, *, most: int, backoff: timedelta, now: datet
         else:
             job = _lost(session, job_id, *still, reason=f"worker {worker_id} fell silent", most=most, backoff=backoff, now=now)
         if job is not None:
-            changed.append(job)
+            changed.append((job, worker_id))
     return changed
 
 

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from botocore.exceptions import ClientError
 
+from app.blobs.s3 import S3Blobs
 from deploy import stack
 from tests.deploy.test_stack import Services
 
@@ -66,4 +67,23 @@ def test_nobody_can_give_himself_a_key(ports: dict[str, int], tmp_path: Path) ->
     client = boto3.client("s3", endpoint_url=f"http://{OTHERS}:{ports['s3.port']}", **intruder)
     with pytest.raises(ClientError, match="InvalidAccessKeyId"):
         client.list_buckets()
+    client.close()
+
+
+def test_uploads_that_nobody_will_finish_are_called_off(
+    ports: dict[str, int], services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not say when one began, which S3 and moto do."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, services["store"]["environment"][name])
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    client = boto3.client("s3", endpoint_url=f"http://{OTHERS}:{ports['s3.port']}")
+    client.create_bucket(Bucket="uploads")
+    begun = {"Bucket": "uploads", "Key": "ours/upload"}
+    begun["UploadId"] = client.create_multipart_upload(**begun)["UploadId"]
+    client.upload_part(**begun, PartNumber=1, Body=bytes(1000))
+    blobs = S3Blobs("uploads", "ours", f"http://{OTHERS}:{ports['s3.port']}", tmp_path)
+    assert blobs.clear_aside(3600) == 0
+    assert blobs.clear_aside(-60) == 1
+    assert "Uploads" not in client.list_multipart_uploads(Bucket="uploads")
     client.close()

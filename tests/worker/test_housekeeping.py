@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from structlog.testing import capture_logs
 
 from app import broker
 from app.artifacts.table import Artifact
@@ -91,10 +92,32 @@ def test_a_silent_workers_job_is_queued_again_and_after_three_times_failed(embed
         assert (embedded_both.job(job_id).status, embedded_both.job(job_id).lost_attempts) == ("queued", lost), "once each"
     assert claim_next(worker) is not None
     expire(embedded_both, job_id)
-    housekeeping.expire_leases(worker)
+    with capture_logs() as lines:
+        housekeeping.expire_leases(embedded_both.process())
+    assert [(line["job_id"], line["worker_id"], line["status"]) for line in lines] == [(job_id, worker.id, "failed")]
     job = embedded_both.job(job_id)
     assert (job.status, job.error["code"]) == ("failed", "attempts_exhausted")
     assert worker.id in job.error["detail"]
+
+
+def test_a_lease_that_ran_out_while_nobody_reached_the_database_is_left_to_its_worker_for_as_long_again(embedded_both: Embedded):
+    """Else the first to find it back would take every job from workers that live, and are about to renew."""
+    job_id = embedded_both.submit(wake=False)
+    claim_next(embedded_both.process())
+    other = embedded_both.process(lease_s=2, housekeeping_s=0.5)
+    housekeeping.look(other)
+    time.sleep(1.5)  # as a heartbeat does that fails, or waits for its answer
+    expire(embedded_both, job_id)
+    housekeeping.look(other)
+    housekeeping.watch_invariants(other)
+    assert embedded_both.job(job_id).status == "running"
+    violations = other.metrics.registry.get_sample_value
+    assert violations("modalbridge_invariant_violations", {"invariant": "expired_lease_left"}) is None, "nor is it judged"
+    began_at = time.monotonic()
+    while embedded_both.job(job_id).status == "running":
+        time.sleep(0.1)
+        housekeeping.look(other)
+    assert time.monotonic() - began_at < 10
 
 
 def test_queued_jobs_wake_as_many_workers_as_are_idle(embedded_both: Embedded):
@@ -267,6 +290,21 @@ def test_a_part_that_fails_keeps_no_other_from_running(embedded: Embedded, capsy
     assert "wake-up not sent" in capsys.readouterr().out
     name, of = "modalbridge_worker_wake_ups_sent_total", worker.metrics.registry
     assert [of.get_sample_value(name, {"outcome": outcome}) for outcome in ("sent", "failed")] == [1, 1]
+
+
+def test_the_alert_on_parts_that_fail_knows_which_come_every_ten_minutes_alone(embedded: Embedded):
+    alerts = (Path(__file__).parents[2] / "deploy/alerts.yml").read_text(encoding="utf-8")
+    (seldom,) = {pattern for pattern in re.findall(r'part[!=]~"([^"]+)"', alerts)}
+    swept, looked = embedded.process(), embedded.process()
+    housekeeping.sweep(swept)
+    housekeeping.look(looked)
+    assert parts(swept) and all(re.fullmatch(seldom, part) for part in parts(swept))
+    assert parts(looked) and not any(re.fullmatch(seldom, part) for part in parts(looked))
+
+
+def parts(worker: WorkerProcess) -> set[str]:
+    (failures,) = worker.metrics.failures.collect()
+    return {sample.labels["part"] for sample in failures.samples}
 
 
 def test_the_thread_outlives_a_database_that_is_away_and_ends_when_asked(embedded: Embedded, capsys):

@@ -10,6 +10,8 @@ import sqlalchemy as sa
 import timm
 import torch
 from safetensors.torch import save
+from structlog.contextvars import merge_contextvars
+from structlog.testing import capture_logs
 
 from app.database import EMBEDDED_TENANT
 from app.jobs import queries
@@ -105,6 +107,16 @@ def test_a_process_that_dies_without_a_result_fails_the_job_with_its_last_words(
     job = embedded.job(job_id)
     assert (job.status, job.error["code"], job.lost_attempts) == ("failed", "child_died", 0)
     assert "Error" in embedded.events(job_id, "log")[-1].message
+
+
+def test_the_log_says_which_attempt_failed_on_which_worker_and_why(embedded: Embedded):
+    job_id, worker = embedded.submit(wake=False, **QUICK), embedded.process(**TOO_SMALL)
+    with capture_logs(processors=[merge_contextvars]) as lines:
+        drain(worker)
+    (line,) = [line for line in lines if line["event"] == "attempt ends"]
+    ids = {"job_id": job_id, "attempt": 1, "worker_id": worker.id}
+    ended = {"outcome": "failed", "cause": "child_died", "status": "failed"}
+    assert line == {"event": "attempt ends", "log_level": "warning", **ids, **ended}
 
 
 def test_without_data_roots_nothing_may_be_read(embedded: Embedded):
