@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from app.errors import Problem
 from app.spec import AdaptationSpec
 from tests.adaptation.conftest import spec
 from worker.adaptation import parallel
@@ -65,6 +67,15 @@ def two(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
     environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=240)
+
+
+def test_devices_that_do_not_reach_each_other_are_told(monkeypatch):
+    """As GPUs behind a bridge that lets none write into another: the exchange never ends, and no one says why."""
+    monkeypatch.setattr(parallel, "MEETING_S", 0.1)
+    monkeypatch.setattr(parallel.dist, "all_reduce", lambda *_, **__: SimpleNamespace(is_completed=lambda: False))
+    with pytest.raises(Problem, match="do not reach each other") as raised:
+        parallel._meet(torch.device("cpu"))
+    assert raised.value.code == "device_failed"
 
 
 def test_a_worker_s_processes_meet_in_a_folder_of_any_name_and_what_they_gather_has_the_gradients_of_the_whole(tmp_path):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import resource
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -24,6 +25,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from app.errors import Problem
+
+MEETING_S = 120.0
 PATIENCE = timedelta(days=7)
 """For the first process, which decodes the images while the others wait. Whoever started them sees to it that none waits in vain."""
 
@@ -36,6 +40,18 @@ def start(device: torch.device) -> None:
         # By gloo what lies on the CPU, a word of one process to the others: who waits for it by nccl keeps a core and its GPU busy.
         backend, device_id = ("cpu:gloo,cuda:nccl", device) if device.type == "cuda" else ("gloo", None)
         dist.init_process_group(backend, store=store, world_size=several, rank=rank(), timeout=PATIENCE, device_id=device_id)
+        _meet(device)
+
+
+def _meet(device: torch.device) -> None:
+    """A first exchange. Without it GPUs that do not reach each other would hang until the job's time is up. Raises Problem device_failed."""
+    exchange = dist.all_reduce(torch.zeros(1, device=device), async_op=True)
+    until = time.monotonic() + MEETING_S
+    while not exchange.is_completed():
+        if time.monotonic() > until:
+            detail = f"the devices of the job's {size()} processes do not reach each other (with GPUs: try NCCL_P2P_DISABLE=1)"
+            raise Problem("device_failed", detail)
+        time.sleep(0.02)
 
 
 def end() -> None:
