@@ -131,6 +131,15 @@ def test_pairs_whose_images_differ_in_shape_are_warned_of(tmp_path):
     assert "pairs_askew" in events.warned and len(pairs) == 10
 
 
+def test_pairs_the_wrong_way_round_are_warned_of(tmp_path):
+    everything(tmp_path, 10)
+    assert "pairs_differ" not in read_everything(tmp_path)[0].warned
+    (tmp_path / "ti/rgb").rename(tmp_path / "ti/aside")
+    (tmp_path / "ti/depth").rename(tmp_path / "ti/rgb")
+    (tmp_path / "ti/aside").rename(tmp_path / "ti/depth")
+    assert "pairs_differ" in read_everything(tmp_path, cache="another")[0].warned
+
+
 # The cache
 
 

@@ -101,7 +101,11 @@ def read_pairs(
             "pairs-target": Stored(height, width, target.array.shape[1], stretch, range, readings),
         }
         ranges = {"pairs-source": asdict(RGB), "pairs-target": asdict(range)}
-        return stored, {"ranges": ranges, "side": seen.side, "scale": scale, "warnings": _doubts(seen, range, scaling)}
+        doubts = _doubts(seen, range, scaling)
+        if seen.channels != (own := target.array.shape[1]):
+            message = f"{seen.channels} channels of the sensor's images, unlike the target images' {own}: converted"
+            doubts.append(["pairs_differ", f"{message}; are `source` and `target` of data.pairs the right way round?"])
+        return stored, {"ranges": ranges, "side": seen.side, "scale": scale, "warnings": doubts}
 
     settings = [
         input.model_dump(mode="json"),
