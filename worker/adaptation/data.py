@@ -152,6 +152,12 @@ def read_evaluation(
 
     settings = [input.model_dump(mode="json"), *astuple(readings), asdict(range), channels]
     record = _read("evaluation", {"evaluation": entries}, settings, plan, data, cache, emit, "/data/evaluation/uri")
+    adapted_to = {entry.path for entry in layouts.images(data.target, roots, classes=classes)}
+    if shared := sum(entry.path in adapted_to for entry in entries):
+        message = (
+            f"{shared} of {len(entries)} evaluation images are target images too: they were adapted to, if without their labels"
+        )
+        emit(Warned(code="evaluation_adapted_to", message=message, data={"images": shared}))
     dropped = set(record["dropped"])
     index = {name: i for i, name in enumerate(classes)}
     labels = [index[entry.label or ""] for i, entry in enumerate(entries) if i not in dropped]
