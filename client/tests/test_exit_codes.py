@@ -29,6 +29,7 @@ def test_usage_is_2(service: Service, tmp_path: Path, job_file: Path, weights: P
         ("ls", "--label", "team"),
         ("ls", "--label", "team:robots", "--label", "team:drones"),
         ("submit", tmp_path / "none.json"),
+        ("submit", job_file),
         ("submit", job_file, "--weights", tmp_path / "none"),
         ("submit", job_file, "--weights", weights, "--model", "model_x"),
         ("download", job_id, "-o", tmp_path / "there"),

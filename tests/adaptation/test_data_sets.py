@@ -131,6 +131,26 @@ def test_pairs_whose_images_differ_in_shape_are_warned_of(tmp_path):
     assert "pairs_askew" in events.warned and len(pairs) == 10
 
 
+def test_an_evaluation_on_target_images_is_warned_of(tmp_path):
+    everything(tmp_path, 12)
+    assert "evaluation_adapted_to" not in read_everything(tmp_path)[0].warned
+    data = data_spec(tmp_path, evaluation={"uri": str(tmp_path / "test")})
+    events = Events()
+    target = read_target(data, INPUT, tmp_path / "another", events)
+    read_evaluation(data, ["box", "mug"], INPUT, target, tmp_path / "another", events)
+    (warning,) = [event for event in events.of("warning") if event.code == "evaluation_adapted_to"]
+    assert warning.data == {"images": 12} and "12 of 12" in warning.message
+
+
+def test_pairs_the_wrong_way_round_are_warned_of(tmp_path):
+    everything(tmp_path, 10)
+    assert "pairs_differ" not in read_everything(tmp_path)[0].warned
+    (tmp_path / "ti/rgb").rename(tmp_path / "ti/aside")
+    (tmp_path / "ti/depth").rename(tmp_path / "ti/rgb")
+    (tmp_path / "ti/aside").rename(tmp_path / "ti/depth")
+    assert "pairs_differ" in read_everything(tmp_path, cache="another")[0].warned
+
+
 # The cache
 
 

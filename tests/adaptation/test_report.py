@@ -18,7 +18,7 @@ from app.blobs import LocalBlobs
 from app.dashboard import pictures as dashboard_pictures
 from app.dashboard import report as dashboard_report
 from app.dashboard import results
-from worker.adaptation import report, verdict
+from worker.adaptation import readme, report, verdict
 
 from .conftest import HOSTILE
 
@@ -128,6 +128,14 @@ def test_the_page_shows_the_figures_and_asks_for_nothing_from_elsewhere(ran):
     assert all(reason["what"] in page.text for reason in ran.report["reasons"])
     curves = [given for tag, given in page.tags if tag == "polyline"]
     assert len(curves) == sum(not name.startswith("evaluation") and len(points) > 1 for name, points in ran.series.items())
+
+
+def test_the_card_says_which_labelled_images_were_adapted_to(ran):
+    card, prepared = (json.loads((ran.out / "artifacts" / name).read_text()) for name in ("model.json", "preprocessing.json"))
+    assert "which it was not trained on" in readme.write(card, prepared, ran.report | {"warnings": []})
+    warning = {"code": "evaluation_adapted_to", "message": "", "data": {"images": 5}}
+    text = readme.write(card, prepared, ran.report | {"warnings": [warning]})
+    assert "of which 5 were adapted to without their labels" in text and "not trained on" not in text
 
 
 def test_the_strips_images_are_the_sprites_tiles_and_each_says_what_it_shows(ran):

@@ -101,7 +101,11 @@ def read_pairs(
             "pairs-target": Stored(height, width, target.array.shape[1], stretch, range, readings),
         }
         ranges = {"pairs-source": asdict(RGB), "pairs-target": asdict(range)}
-        return stored, {"ranges": ranges, "side": seen.side, "scale": scale, "warnings": _doubts(seen, range, scaling)}
+        doubts = _doubts(seen, range, scaling)
+        if seen.channels != (own := target.array.shape[1]):
+            message = f"{seen.channels} channels of the sensor's images, unlike the target images' {own}: converted"
+            doubts.append(["pairs_differ", f"{message}; are `source` and `target` of data.pairs the right way round?"])
+        return stored, {"ranges": ranges, "side": seen.side, "scale": scale, "warnings": doubts}
 
     settings = [
         input.model_dump(mode="json"),
@@ -148,6 +152,12 @@ def read_evaluation(
 
     settings = [input.model_dump(mode="json"), *astuple(readings), asdict(range), channels]
     record = _read("evaluation", {"evaluation": entries}, settings, plan, data, cache, emit, "/data/evaluation/uri")
+    adapted_to = {entry.path for entry in layouts.images(data.target, roots, classes=classes)}
+    if shared := sum(entry.path in adapted_to for entry in entries):
+        message = (
+            f"{shared} of {len(entries)} evaluation images are target images too: they were adapted to, if without their labels"
+        )
+        emit(Warned(code="evaluation_adapted_to", message=message, data={"images": shared}))
     dropped = set(record["dropped"])
     index = {name: i for i, name in enumerate(classes)}
     labels = [index[entry.label or ""] for i, entry in enumerate(entries) if i not in dropped]

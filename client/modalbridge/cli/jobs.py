@@ -51,6 +51,11 @@ def submit(
     if key is not None and not fits_a_header(key):
         raise UsageError(f"the idempotency key {key!r} is not printable ASCII, as a header has to be")
     request = job_file.read(job)
+    described = request.get("source_model")
+    if weights is None and model is None and isinstance(described, dict) and "id" not in described:
+        raise UsageError(
+            f"no weights: give --weights FILE, or --model ID of a stored source model; {job.name} only describes them"
+        )
     if output:
         asked = request.get("outputs") or []
         request["outputs"] = [*(asked if isinstance(asked, list) else [asked]), *output]
