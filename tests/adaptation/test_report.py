@@ -31,6 +31,7 @@ def found(**changes: Any) -> dict[str, Any]:
         "pairs": {"adapted": {"feature_distance_ratio": 0.4}},
         "labelled": {
             "source_only": {"accuracy": 0.4, "balanced_accuracy": 0.35},
+            "bridged": {"accuracy": 0.82, "balanced_accuracy": 0.79},
             "adapted": {"accuracy": 0.8, "balanced_accuracy": 0.75},
         },
     }
@@ -75,15 +76,21 @@ def test_pairs_of_another_domain_tell_nothing_for_or_against_it():
         ({"pairs__adapted__feature_distance_ratio": 2.0}, "do_not_deploy", "pairs"),
         ({"churn": 0.3}, "look_closer", "Pseudo-labels"),
         ({"labelled__adapted__accuracy": 0.39}, "do_not_deploy", "Accuracy"),
-        ({"labelled__adapted__balanced_accuracy": 0.3}, "do_not_deploy", "Balanced accuracy"),
+        (
+            {"labelled__adapted__balanced_accuracy": 0.3, "labelled__bridged__balanced_accuracy": 0.3},
+            "do_not_deploy",
+            "Balanced accuracy",
+        ),
         (
             {
                 "labelled__source_only": {"accuracy": 0.15, "balanced_accuracy": 0.15},
                 "labelled__adapted__balanced_accuracy": 0.2500001,
+                "labelled__bridged__balanced_accuracy": 0.25,
             },
             "do_not_deploy",
             "guessing",
         ),
+        ({"labelled__bridged__balanced_accuracy": 0.81}, "look_closer", "teacher"),
         ({"method": "source_only"}, "look_closer", "Nothing was adapted"),
     ],
 )

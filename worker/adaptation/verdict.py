@@ -16,6 +16,8 @@ AGREEMENT = (0.6, 0.3)
 """Teacher and student name the same class: look closer below the first, do not deploy below the second."""
 FEATURE_DISTANCE_RATIO = (0.95, 1.5)
 """Distance of a held-out pair's features after over before: look closer above the first, do not deploy above the second."""
+TEACHER_AHEAD = 0.05
+"""Of the adapted model on labelled images: a few hundred of them tell no less."""
 CHURN = 0.15
 """Pseudo-labels that still changed at the start of the last epoch."""
 
@@ -63,5 +65,10 @@ def judge(
                 say("do_not_deploy", f"{words} on the evaluation set is lower than the source model's as it is", now, before)
         if (now := labelled["adapted"]["balanced_accuracy"]) < 1 / classes + 1e-6:  # it is a sum of rounded shares
             say("do_not_deploy", "Balanced accuracy on the evaluation set is no better than guessing", now, 1 / classes)
+        if target["teacher_student_agreement"] is not None:
+            now, teacher = (labelled[model]["balanced_accuracy"] for model in ("adapted", "bridged"))
+            if now < teacher - TEACHER_AHEAD:
+                what = "Balanced accuracy on the evaluation set is lower than the teacher's, which the method `tgmb` publishes"
+                say("look_closer", what, now, teacher - TEACHER_AHEAD)
     verdict = max((reason["verdict"] for reason in reasons), key=WORSE.index, default="deploy")
     return verdict, sorted(reasons, key=lambda reason: -WORSE.index(reason["verdict"]))
