@@ -153,6 +153,13 @@ class Settings(BaseSettings):
             )
         return value
 
+    @field_validator("broker_url")
+    @classmethod
+    def _broker_is_a_url(cls, value: str) -> str:
+        if not re.match(r"[a-z+]+://", value):
+            raise ValueError("must be a URL, such as redis://:password@host:6379/0 or amqp://user:password@host//")
+        return value
+
     @field_validator("blobs_url")
     @classmethod
     def _blobs_are_a_bucket(cls, value: str) -> str:

@@ -27,6 +27,7 @@ def _nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
         ("LEASE_S", "inf", "finite number"),
         ("DATABASE_URL", f"postgres://me:{PASSWORD}@host/name", "must begin with postgresql+psycopg://"),
         ("DATABASE_URL", f"postgresql://me:{PASSWORD}@host/name", "must begin with postgresql+psycopg://"),
+        ("BROKER_URL", f"redis:/me:{PASSWORD}@host", "must be a URL"),
         ("MLFLOW_TRACKING_URI", f"http://me:{PASSWORD}@mlflow:5000", "hold no user or password"),
         ("WEBHOOK_PRIVATE_HOSTS", "http://ops.internal", "without scheme and port: http://ops.internal"),
         ("WEBHOOK_PRIVATE_HOSTS", "ops.internal:8080", "without scheme and port: ops.internal:8080"),
