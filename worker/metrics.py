@@ -110,6 +110,12 @@ class WorkerMetrics:
         steps.set_function(lambda: self._of_running(AttemptMeter.steps_per_s))
         images = Gauge("modalbridge_worker_images_per_second", "As the job that runs last said.", registry=registry)
         images.set_function(lambda: self._of_running(lambda meter: meter.images_per_s))
+        job_silent = Gauge(
+            "modalbridge_worker_job_silent_seconds",
+            "Since the process of the job that runs last said anything; 0 where there is none.",
+            registry=registry,
+        )
+        job_silent.set_function(lambda: self._of_running(AttemptMeter.silent_s))
 
     def passed(self) -> None:
         """A pass of housekeeping is done."""
@@ -129,12 +135,18 @@ class AttemptMeter:
         self.method = ""
         self.lost_by: str | None = None
         self.images_per_s = 0.0
+        self.heard_at: float | None = None
+        """Since its process began: when that, or a line of it, was last heard."""
         self._phase: Phase | None = None
         self._began_at = 0.0
         self._steps: deque[tuple[float, int]] = deque(maxlen=STEPS_SEEN)
         metrics.running = self
 
+    def child_began(self) -> None:
+        self.heard_at = time.monotonic()
+
     def hear(self, event: Event | None) -> None:
+        self.heard_at = time.monotonic()
         match event:
             case PhaseBegan():
                 self._end_phase()
@@ -152,8 +164,12 @@ class AttemptMeter:
         (began, first), (_, last) = steps[0], steps[-1]
         return max(last - first, 0) / max(time.monotonic() - began, 1e-3)
 
+    def silent_s(self) -> float:
+        return time.monotonic() - self.heard_at if self.heard_at is not None else 0.0
+
     def child_ended(self, code: int, signal: str | None, *, by_worker: bool) -> None:
         """signal: what ended it, by name. by_worker: it was asked to stop, or killed, by its supervisor."""
+        self.heard_at = None
         cause = "done" if code == 0 else signal or "error"
         self.metrics.child_exits.labels("ended_by_worker" if by_worker and code != 0 else cause).inc()
 

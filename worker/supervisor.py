@@ -144,6 +144,7 @@ class Attempt:
             self.trace.child_starts()
             command = inputs.command(self.settings, space, (held.folder for held in self.held.values()))
             self.child = Child(command, space.out, inputs.environment(space, self.worker.takes_cuda), space.stderr)
+            self.meter.child_began()
             code = self._supervise(self.child)
             stopped = self.lost or self.timed_out or self.asked_at is not None
             for one in (self.meter, self.trace):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ from app.errors import Problem
 from app.jobs import lifecycle, service
 from app.jobs.table import Job
 from app.settings import Settings
-from tests.worker.embedded import ENDLESS, Embedded, wait_for
+from tests.worker.embedded import ENDLESS, Embedded, child_of, wait_for
 from worker import housekeeping, metrics
 from worker.adaptation.events import PhaseBegan, Progress
 from worker.draining import claim_next
@@ -223,6 +225,11 @@ def test_a_real_worker_tells_what_it_does(embedded: Embedded, port: int):
         wait_for(lambda: scrape(port)["steps_per_second"] > 0, "the first steps")
         running = scrape(port)
         assert (running["busy"], running["consumer_silent_seconds"]) == (1, 0)
+        engine = child_of(embedded, job_id, 1)
+        os.kill(engine, signal.SIGSTOP)  # it hangs, as in a driver
+        wait_for(lambda: scrape(port)["job_silent_seconds"] > 3, "the silence")
+        os.kill(engine, signal.SIGCONT)
+        wait_for(lambda: scrape(port)["job_silent_seconds"] < 2, "a word of it")
         assert running["phase_duration_seconds_count{method=tgmb_tgkt,phase=preparing}"] == 1
         service.cancel(embedded.db, EMBEDDED_TENANT, job_id)
         embedded.until(job_id, "cancelled")
@@ -231,6 +238,7 @@ def test_a_real_worker_tells_what_it_does(embedded: Embedded, port: int):
         assert over["attempts_total{cause=,outcome=cancelled}"] == 1
         assert over["child_exits_total{cause=done}"] == 1
         assert (over["steps_per_second"], over["images_per_second"], over["lease_renewals_late_total"]) == (0, 0, 0)
+        assert over["job_silent_seconds"] == 0
 
 
 @pytest.mark.acceptance
