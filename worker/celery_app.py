@@ -18,8 +18,8 @@ from app.blobs import BlobsAwayError
 from app.broker import CUDA_QUEUE, QUEUE, make_celery
 from app.schema import require_current
 from app.settings import Telemetry, doubts, read
-from worker import metrics
-from worker.gpus import Gpus
+from worker import inputs, metrics
+from worker.gpus import Gpus, try_out
 from worker.housekeeping import Housekeeping
 from worker.process import open_process
 from worker.sandbox import hide_memory
@@ -47,6 +47,8 @@ def _check(**_: Any) -> None:
         exports.require(settings)
         require_current(process.db)
         gpus.require(settings.processes_per_job)
+        if takes_cuda:
+            try_out(settings.processes_per_job, inputs.passed_on())
         process.blobs.prepare()
         process.blobs.check()
         metrics.serve(process.metrics, settings)

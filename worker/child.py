@@ -18,6 +18,8 @@ PIPE_WAIT_S = 5.0
 """A process that left the group may hold the pipe open for ever."""
 ORPHANS_S = 2.0
 """For what was killed with a process to be gone."""
+LAST_S = 60.0
+"""A process that is still there so long after SIGKILL is in a system call that does not return, as after a GPU's error."""
 LINES_HELD = 256
 """Lines that wait here at most; then the pipe fills, and the child waits."""
 
@@ -29,6 +31,7 @@ class Child:
         self._stderr = stderr
         self._lines: queue.Queue[bytes | None] = queue.Queue(LINES_HELD)
         self._silent = False
+        self._killed_at: float | None = None
         with stderr.open("wb") as errors:
             self.process = subprocess.Popen(  # noqa: S603 - the supervisor's own command line, nothing of a client's
                 command,
@@ -82,12 +85,22 @@ class Child:
     def kill(self) -> None:
         """The whole group, by SIGKILL."""
         if self.process.returncode is None:
+            self._killed_at = self._killed_at or time.monotonic()
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
 
+    @property
+    def outlives_its_death(self) -> bool:
+        """It was killed long ago, and has not ended: nobody can make it."""
+        return self._killed_at is not None and not self.ended() and time.monotonic() - self._killed_at > LAST_S
+
     def reap(self) -> int:
-        """Waits for its end, and ends whatever of its group is left. The exit code; negative: the signal that killed it."""
-        os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+        """Waits for its end, and ends whatever of its group is left. The exit code; negative: the signal that killed it, or
+        cannot."""
+        while not self.ended():
+            if self.outlives_its_death:
+                return -signal.SIGKILL
+            time.sleep(0.01)
         self.kill()
         code = self.process.wait()
         self._bury()
@@ -102,7 +115,7 @@ class Child:
                 time.sleep(0.01)
 
     def close(self) -> None:
-        """Killed if it still runs; nothing of it is left afterwards."""
+        """Killed if it still runs; nothing of it is left afterwards, unless it outlives its death."""
         if self.process.returncode is None:
             self.kill()
             self.reap()

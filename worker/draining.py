@@ -23,7 +23,7 @@ log = structlog.get_logger()
 def drain(worker: WorkerProcess) -> int:
     """Runs queued jobs, whichever is next, until none is left or the worker is to stop. How many attempts it ran."""
     ran = 0
-    while not worker.stop_asked:
+    while not worker.stop_asked and worker.must_end is None:
         # Each job would be lost at once, one after the other, and those of workers that have room with them.
         if (free := worker.free_bytes()) < worker.settings.min_free_bytes:
             log.warning("no job is taken: the disk is too full", free_bytes=free, wanted=worker.settings.min_free_bytes)

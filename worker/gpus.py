@@ -3,14 +3,36 @@ driver, or without GPUs, there are no series."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pynvml
 import structlog
 from prometheus_client.core import GaugeMetricFamily
 
+TRIAL_S = 300.0
+"""To import torch and to wake a GPU takes seconds, and on a slow disk a minute."""
 log = structlog.get_logger()
+
+
+def try_out(processes: int, environment: Mapping[str, str]) -> None:
+    """Has a process that is given what a job's is compute on each GPU of a job: NVML also names GPUs that CUDA can't use, and a job that
+    finds out loses an attempt by it. Raises RuntimeError with what CUDA says."""
+    command = [sys.executable, "-I", "-m", "worker.adaptation.trial", str(processes)]
+    trial = subprocess.Popen(command, env=dict(environment), stderr=subprocess.PIPE, text=True)  # noqa: S603 - our own command line
+    try:
+        _, said = trial.communicate(timeout=TRIAL_S)
+    except subprocess.TimeoutExpired:
+        trial.kill()  # and not waited for: it may be in a system call that does not return
+        said = f"no answer within {TRIAL_S:g} s"
+    if trial.returncode != 0:
+        why = (said.strip().splitlines() or [f"exit code {trial.returncode}"])[-1]
+        raise RuntimeError(
+            f"it is to take jobs for CUDA, and can't: {why}. Mend the GPU; or, to work on the CPU, set CUDA_VISIBLE_DEVICES to nothing, and "
+            "MODALBRIDGE_TAKES_CUDA not to true"
+        )
 
 
 class Gpus:

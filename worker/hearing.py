@@ -57,6 +57,11 @@ class Hearing:
         return len(self.metrics) + len(self.rows) >= HELD
 
     @property
+    def over(self) -> bool:
+        """The child has said its last word."""
+        return self.result is not None or self.failed is not None or self.stopped
+
+    @property
     def waiting(self) -> bool:
         return bool(self.rows or self.metrics or self.phase or self.progress)
 

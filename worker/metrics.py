@@ -26,10 +26,13 @@ from app.settings import Settings
 from worker.adaptation.events import Event, Phase, PhaseBegan, Progress
 
 SECONDS = (1, 5, 15, 30, 60, 300, 900, 1800, 3600, 4 * 3600, 12 * 3600, 24 * 3600)
-LOST = ("SIGKILL", "SIGSEGV", "SIGABRT", "SIGBUS", "lease", "database_away", "supervisor", "disk_full", "worker_silent")
+LOST = (
+    *("SIGKILL", "SIGSEGV", "SIGABRT", "SIGBUS", "lease", "database_away", "supervisor"),
+    *("disk_full", "device_unavailable", "device_failed", "worker_silent"),
+)
 """Why an attempt was lost. A signal: it ended its process. lease: on waking, its worker found that the job had been taken from it.
-database_away: its worker had to stop meanwhile. supervisor: that failed. disk_full: its machine had no room. worker_silent: counted by the worker that found the lease
-run out."""
+database_away: its worker had to stop meanwhile. supervisor: that failed. disk_full: its machine had no room. device_unavailable, device_failed: its GPU.
+worker_silent: counted by the worker that found the lease run out."""
 EXITS = ("done", "error", "ended_by_worker", "SIGKILL", "SIGSEGV", "SIGABRT", "SIGBUS")
 STEPS_SEEN = 16
 """Of a job's reports of progress, which come about once a second: the step rate is taken over these."""

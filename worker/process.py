@@ -30,6 +30,9 @@ class WorkerProcess:
     stop_asked: bool = False
     """Set by a signal handler, and polled. A plain attribute: taking an Event's lock inside a handler can deadlock with
     the very thread that was interrupted while it held it."""
+    must_end: str | None = None
+    """Why it takes no more jobs and ends: its GPU is not to be relied on, or a process of a job can't be ended. Whoever keeps it running
+    starts it again, and it looks at its GPU anew."""
     heard_at: float = field(default_factory=time.monotonic)
     """When it last had proof that it consumes: a message, or the end of a job, during which it hears none."""
     knocked_at: float = field(default_factory=time.monotonic)

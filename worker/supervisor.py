@@ -47,6 +47,12 @@ from worker.workspace import Workspace
 AWAY = (OperationalError, InterfaceError, TimeoutError)
 """The database does not answer, for now."""
 FULL = "disk_full"
+OF_THE_MACHINE = {
+    FULL: "the worker's disk is full",
+    "device_unavailable": "the worker's GPU cannot be used",
+    "device_failed": "the worker's GPU failed",
+}
+"""What says nothing about the job: its next attempt may find another machine, or this one mended."""
 WAITS_FOR: dict[type[Exception], tuple[str, str]] = {
     BlobsAwayError: ("the blob store is away", "the blob store is back"),
     NotYetError: ("the job waits for the cache", "the job has waited for the cache"),
@@ -131,6 +137,7 @@ class Attempt:
         self.lost = False
         self.began_at = self.renewed_at = time.monotonic()
         self.asked_at: float | None = None
+        self.over_at: float | None = None
         self.timed_out = False
 
     def run(self) -> Job | None:
@@ -167,6 +174,8 @@ class Attempt:
     def close(self) -> None:
         if self.child is not None:
             self.child.close()
+            if self.child.outlives_its_death:
+                self.worker.must_end = f"process {self.child.process.pid} of job {self.claim.job_id} cannot be killed"
         if self.sender is not None:
             self.sender.close(SENDING_S)
         fetching.release(self.held)
@@ -192,6 +201,8 @@ class Attempt:
             self._tell()
             if self.lost:
                 break
+            if child.outlives_its_death:
+                return -signal.SIGKILL  # it is in the kernel, and will not come back from there: the job need not wait for it
             if child.ended():
                 ended_at = ended_at or time.monotonic()
                 child.kill()  # what is left of its group
@@ -251,8 +262,13 @@ class Attempt:
             self.status = status
 
     def _steer(self, child: Child) -> None:
-        """Asks the process to stop, and kills it where it does not, or where its time is up."""
+        """Asks the process to stop, and kills it where it does not, where it has said its last word and does not end, or where its
+        time is up."""
         now = time.monotonic()
+        if self.heard.over:
+            self.over_at = self.over_at or now
+            if now - self.over_at > self.settings.cancel_grace_s:
+                child.kill()
         if self.status == Status.CANCELLING or self.worker.stop_asked:
             if self.asked_at is None:
                 self.asked_at = now
@@ -362,8 +378,11 @@ class Attempt:
         return session.scalar(sa.select(Job).where(Job.id == self.claim.job_id, ours))
 
     def _fail(self, problem: Problem) -> Job | None:
-        if problem.code == FULL:  # of this machine, and of now: the next attempt may find another, or room
-            return self._lose(FULL, f"the worker's disk is full: {problem.detail}", problem)
+        if (found := OF_THE_MACHINE.get(problem.code)) is not None:
+            reason = f"{found}: {problem.detail}"
+            if problem.code != FULL:
+                self.worker.must_end = reason
+            return self._lose(problem.code, reason, problem)
         return self._finish(lambda session, claim, *, now: lifecycle.fail(session, claim, problem.document(), now=now))
 
     def _lose(self, cause: str, reason: str, problem: Problem | None = None) -> Job | None:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import time
 
+import structlog
+from celery.worker import state
+
 from app.broker import WAKE
 from worker.celery_app import app, process
 from worker.draining import drain
+
+log = structlog.get_logger()
 
 
 @app.task(name=WAKE)
@@ -16,3 +21,6 @@ def wake(job_id: str) -> None:
     process.heard_at = time.monotonic()
     process.metrics.wake_ups_heard.inc()
     drain(process)
+    if process.must_end is not None:
+        log.error("the worker ends, to be started again", reason=process.must_end)
+        state.should_stop = 1  # the exit code

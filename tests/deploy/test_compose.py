@@ -175,6 +175,11 @@ def test_the_worker_has_a_gpu_and_does_without_by_the_override(services: Service
     assert loaded(ROOT / "docker-compose.cpu.yml")["services"]["worker"]["deploy"] is None
 
 
+def test_the_worker_has_shared_memory_for_nccl(services: Services) -> None:
+    """Docker's 64 MB are too little for several processes at one job."""
+    assert services["worker"]["shm_size"] == "1g"
+
+
 def lines_with(page: str, program: str) -> list[list[str]]:
     """Commands of a page or of the Makefile, continuation lines joined."""
     joined = re.sub(r"\\\n\s*", "", text(page)).replace("$(BIN)/", "")

@@ -11,6 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 each = pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.gpu"])
@@ -62,3 +63,9 @@ def test_what_it_installs_is_what_the_project_asks_for(name: str, tmp_path: Path
     wanted = [*PROJECT["dependencies"], *extra["postgres"], *extra["otel"], *worker]
     assert written.stdout.splitlines() == wanted, written.stderr
     assert any(requirement.startswith("torch") for requirement in wanted) == (name == "Dockerfile.gpu")
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="this torch is for CPUs")
+def test_a_driver_too_old_for_torchs_cuda_is_refused_when_the_container_starts() -> None:
+    (line,) = [line for line in instructions("Dockerfile.gpu") if "NVIDIA_DRIVER_CAPABILITIES" in line]
+    assert f'NVIDIA_REQUIRE_CUDA="cuda>={torch.version.cuda}"' in line

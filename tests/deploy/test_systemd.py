@@ -59,7 +59,7 @@ def test_what_a_unit_sets_the_file_does_not_undo(service: str) -> None:
     assert "Environment" not in found
     given = {"MODALBRIDGE_DATA_DIR": "/var/lib/modalbridge"}
     if service == "worker":
-        given |= {"MODALBRIDGE_METRICS_PORT": "910%i", "CUDA_VISIBLE_DEVICES": "%i"}
+        given |= {"MODALBRIDGE_METRICS_PORT": "910%i", "MODALBRIDGE_TAKES_CUDA": "true", "CUDA_VISIBLE_DEVICES": "%i"}
     assert started(found)[0] == given
     assert found["StateDirectory"] == "modalbridge", "the one folder that it may write to"
 
@@ -67,6 +67,12 @@ def test_what_a_unit_sets_the_file_does_not_undo(service: str) -> None:
 def test_only_the_worker_itself_is_asked_to_stop_and_its_jobs_may_make_a_namespace() -> None:
     found = unit("worker")
     assert found["KillMode"] == "mixed" and "RestrictNamespaces" not in found
+
+
+def test_what_cuda_needs_is_made_before_the_worker_which_may_not_make_it() -> None:
+    """With -u the number is that of /dev/nvidia-uvm: %i would make it with another device's."""
+    found = unit("worker")
+    assert found["ExecStartPre"] == "-+/usr/bin/nvidia-modprobe -u -c 0" and found["NoNewPrivileges"] == "yes"
 
 
 def test_the_page_installs_the_units_that_there_are() -> None:
