@@ -18,8 +18,8 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "MODALBRIDGE_"
-ELSEWHERE = ("URL", "DATA", "BIND", "PORT", "GPU")
-"""Of the client, and of docker-compose.yml."""
+ELSEWHERE = ("URL", "DATA", "BIND", "PORT", "GPU", "BENCHMARK_DATA", "TEST_POSTGRES", "TEST_RABBITMQ")
+"""Of the client, docker-compose.yml, the benchmarks and the tests."""
 _BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_][A-Za-z0-9_.-]*)*/?")
 
 _ADDRESS = re.compile(r"https?://[^\s/@?#]+(/[^\s@?#]*)?")
@@ -147,7 +147,7 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _database_is_one_of_two(cls, value: str) -> str:
-        if value and not value.startswith(("sqlite://", "postgresql+psycopg://")):
+        if value and not value.startswith(("sqlite://", "sqlite+pysqlite://", "postgresql+psycopg://")):
             raise ValueError(
                 "must begin with postgresql+psycopg:// (PostgreSQL, by psycopg 3) or sqlite://, or be empty for SQLite"
             )
@@ -210,7 +210,7 @@ class Settings(BaseSettings):
     @field_validator("webhook_private_hosts")
     @classmethod
     def _webhooks_lead_to_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if wrong := [one for one in value if not _is_address(one) and (":" in one or not _HOST.fullmatch(one))]:
+        if wrong := [one for one in value if not _is_address(one) and re.search(r"[:/\s]", one)]:
             raise ValueError(f"hosts must be names or addresses, without scheme and port: {', '.join(wrong)}")
         return value
 
@@ -307,7 +307,7 @@ def doubts(settings: Settings, environ: Mapping[str, str] = os.environ) -> Itera
     known = [PREFIX + name.upper() for name in Settings.model_fields]
     for name in sorted(environ):
         if name.startswith(PREFIX) and name not in known and name.removeprefix(PREFIX) not in ELSEWHERE:
-            like = difflib.get_close_matches(name, known, 1)
+            like = difflib.get_close_matches(name, known, 1, cutoff=0.85)
             yield f"{name} is no setting, and counts for nothing" + (f": is it {like[0]}?" if like else "")
     for root in settings.data_roots:
         if not root.is_dir():

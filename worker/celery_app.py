@@ -47,8 +47,8 @@ def _check(**_: Any) -> None:
         exports.require(settings)
         require_current(process.db)
         gpus.require(settings.processes_per_job)
-        if takes_cuda:
-            try_out(settings.processes_per_job, inputs.passed_on())
+        if process.takes_cuda:
+            _try_gpus()
         process.blobs.prepare()
         process.blobs.check()
         metrics.serve(process.metrics, settings)
@@ -56,11 +56,23 @@ def _check(**_: Any) -> None:
         raise SystemExit(f"the worker cannot start: {error}") from error
 
 
+def _try_gpus() -> None:
+    """Raises RuntimeError where GPUs can't be used that were asked for; those that the driver named by itself are left alone then."""
+    try:
+        try_out(settings.processes_per_job, inputs.passed_on())
+    except RuntimeError as error:
+        if settings.takes_cuda:
+            raise
+        log.warning("there is a GPU that can't be used: the worker takes jobs for the CPU alone", error=str(error))
+        process.takes_cuda = False
+        app.amqp.queues.deselect(CUDA_QUEUE)
+
+
 @signals.worker_ready.connect
 def _begin(**_: Any) -> None:
     """It consumes: from now on it counts as one."""
     housekeeping.start()
-    log.info("worker is ready", worker_id=process.id, takes_cuda=takes_cuda, gpus=list(gpus.handles) or gpus.why_none)
+    log.info("worker is ready", worker_id=process.id, takes_cuda=process.takes_cuda, gpus=list(gpus.handles) or gpus.why_none)
 
 
 @signals.worker_shutting_down.connect

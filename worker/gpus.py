@@ -30,8 +30,7 @@ def try_out(processes: int, environment: Mapping[str, str]) -> None:
     if trial.returncode != 0:
         why = (said.strip().splitlines() or [f"exit code {trial.returncode}"])[-1]
         raise RuntimeError(
-            f"it is to take jobs for CUDA, and can't: {why}. Mend the GPU; or, to work on the CPU, set CUDA_VISIBLE_DEVICES to nothing, and "
-            "MODALBRIDGE_TAKES_CUDA not to true"
+            f"it is to take jobs for CUDA, and can't: {why}. Mend the GPU; or, to work on the CPU, set MODALBRIDGE_TAKES_CUDA to false"
         )
 
 

@@ -138,8 +138,10 @@ def _attempt(part: Callable[[WorkerProcess], None], worker: WorkerProcess) -> No
 
 def heartbeat(worker: WorkerProcess) -> None:
     """This worker's row, made anew if it was removed meanwhile."""
+    trying_since = worker.trying_since = worker.trying_since or time.monotonic()
     with worker.db.write() as session:
         now = worker.db.now(session)
+        heard_at = session.scalar(sa.select(sa.func.max(Worker.last_seen_at))) if worker.first_heartbeat else now
         known = sa.update(Worker).where(Worker.id == worker.id).values(last_seen_at=now, job_id=worker.job_id)
         if session.execute(known).rowcount == 0:
             session.add(
@@ -153,10 +155,13 @@ def heartbeat(worker: WorkerProcess) -> None:
                     last_seen_at=now,
                 )
             )
-    answered_at, before = time.monotonic(), worker.answered_at
-    if before is not None and answered_at - before > worker.settings.housekeeping_s + worker.settings.lease_s / 3:
-        worker.back_at = answered_at
-    worker.answered_at = answered_at
+    # A worker that has just begun cannot have seen it away; but then nobody was heard from for a while.
+    nobody = heard_at is not None and now - heard_at > timedelta(
+        seconds=worker.settings.housekeeping_s + worker.settings.lease_s / 3
+    )
+    if nobody or time.monotonic() - trying_since > worker.settings.lease_s / 3:
+        worker.back_at = time.monotonic()
+    worker.trying_since, worker.first_heartbeat = None, False
 
 
 def settling(worker: WorkerProcess) -> bool:
@@ -238,6 +243,7 @@ def tell_progress(worker: WorkerProcess) -> None:
 def watch_invariants(worker: WorkerProcess) -> None:
     """What must never be, and is: counted, and said aloud. Where the database cannot be asked, no number is left standing."""
     if settling(worker):
+        worker.metrics.violations.clear()
         return
     try:
         with worker.db.read() as session:

@@ -37,8 +37,9 @@ class WorkerProcess:
     """When it last had proof that it consumes: a message, or the end of a job, during which it hears none."""
     knocked_at: float = field(default_factory=time.monotonic)
     """When it last asked for such a proof."""
-    answered_at: float | None = None
-    """When its heartbeat last reached the database."""
+    first_heartbeat: bool = True
+    trying_since: float | None = None
+    """When it first tried the heartbeat that has not reached the database yet."""
     back_at: float = -math.inf
     """When that was after so long that leases may have run out, in the database, of workers that could not renew them."""
     metrics: WorkerMetrics = field(default_factory=WorkerMetrics)

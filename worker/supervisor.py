@@ -102,8 +102,8 @@ def _log_end(claim: Claim, job: Job | None, outcome: str, cause: str) -> None:
     """What became of the attempt, by the words of modalbridge_worker_attempts_total, and of the job: queued again, say."""
     say = log.warning if outcome in ("failed", "lost") else log.info
     why = {"cause": cause} if cause else {}
-    status = job.status if job else "another's"
-    say("attempt ends", job_id=claim.job_id, attempt=claim.attempt, outcome=outcome, **why, status=status)
+    left = {"status": job.status} if job is not None else {}
+    say("attempt ends", job_id=claim.job_id, attempt=claim.attempt, outcome=outcome, **why, **left)
 
 
 @dataclass
@@ -138,6 +138,7 @@ class Attempt:
         self.began_at = self.renewed_at = time.monotonic()
         self.asked_at: float | None = None
         self.over_at: float | None = None
+        self.outstayed = False
         self.timed_out = False
 
     def run(self) -> Job | None:
@@ -187,6 +188,7 @@ class Attempt:
         ended_at = None
         while not (child.silent and ended_at):
             if self.heard.full or child.silent:
+                self.meter.hear(None)  # it may well speak: nobody listens
                 time.sleep(self.tick_s)
             else:
                 written = self.heard.checkpoints
@@ -268,6 +270,7 @@ class Attempt:
         if self.heard.over:
             self.over_at = self.over_at or now
             if now - self.over_at > self.settings.cancel_grace_s:
+                self.outstayed = True
                 child.kill()
         if self.status == Status.CANCELLING or self.worker.stop_asked:
             if self.asked_at is None:
@@ -323,7 +326,7 @@ class Attempt:
 
     def _end(self, code: int, space: Workspace) -> Job | None:
         heard = self.heard
-        if heard.result is not None and code == 0 and self.status != Status.CANCELLING:
+        if heard.result is not None and (code == 0 or self.outstayed) and self.status != Status.CANCELLING:
             try:
                 return self._publish(heard.result, publication.files(heard.result, space.out / "artifacts", self.claim))
             except Problem as problem:

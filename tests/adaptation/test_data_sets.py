@@ -14,11 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
+from app import layouts
 from app.errors import Problem
 from app.spec import InputSpec
 from tests.adaptation.folders import INPUT, Events, data_spec, depth_folder, ramp, read, save
 from worker.adaptation import image_cache
-from worker.adaptation.data import read_evaluation, read_pairs, read_target
+from worker.adaptation.data import read_evaluation, read_pairs, read_target, shared
 
 # Broken images
 
@@ -135,11 +136,15 @@ def test_an_evaluation_on_target_images_is_warned_of(tmp_path):
     everything(tmp_path, 12)
     assert "evaluation_adapted_to" not in read_everything(tmp_path)[0].warned
     data = data_spec(tmp_path, evaluation={"uri": str(tmp_path / "test")})
-    events = Events()
+    events, classes = Events(), ["box", "mug"]
+    sorted((tmp_path / "test").rglob("*.png"))[0].write_bytes(b"broken")
+    data = data.model_copy(update={"broken_image_share": 0.1})
     target = read_target(data, INPUT, tmp_path / "another", events)
-    read_evaluation(data, ["box", "mug"], INPUT, target, tmp_path / "another", events)
+    both = shared(data, layouts.labelled(data.evaluation, classes, None), None, classes)
+    assert len(both) == 12
+    found = read_evaluation(data, classes, INPUT, target, tmp_path / "another", events, adapted_to=both)
     (warning,) = [event for event in events.of("warning") if event.code == "evaluation_adapted_to"]
-    assert warning.data == {"images": 12} and "12 of 12" in warning.message
+    assert warning.data == {"images": len(found.labels)} == {"images": 11} and "11 of 11" in warning.message
 
 
 def test_pairs_the_wrong_way_round_are_warned_of(tmp_path):

@@ -105,6 +105,10 @@ def lightning(tensors, path):
     )
 
 
+def compiled_lightning(tensors, path):
+    torch.save({"state_dict": {f"_orig_mod.model.{name}": value for name, value in tensors.items()}}, path)
+
+
 def averaged(tensors, path):
     torch.save({"n_averaged": torch.tensor(3), **{f"module.{name}": value for name, value in tensors.items()}}, path)
 
@@ -122,6 +126,7 @@ def halves(tensors, path):
         lambda tensors, path: torch.save({name: nn.Parameter(v, requires_grad=False) for name, v in tensors.items()}, path),
         wrapped,
         lightning,
+        compiled_lightning,
         averaged,
         halves,
     ],
@@ -132,6 +137,7 @@ def halves(tensors, path):
         "parameters",
         "checkpoint of DataParallel",
         "Lightning's",
+        "compiled Lightning's",
         "AveragedModel's",
         "half precision",
     ],

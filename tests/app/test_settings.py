@@ -59,8 +59,8 @@ def test_settings_that_do_not_go_together_are_refused(monkeypatch: pytest.Monkey
 
 
 def test_addresses_and_names_may_be_private_hosts_of_webhooks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MODALBRIDGE_WEBHOOK_PRIVATE_HOSTS", "127.0.0.1, ::1, Ops.internal")
-    assert read().webhook_private_hosts == ("127.0.0.1", "::1", "ops.internal")
+    monkeypatch.setenv("MODALBRIDGE_WEBHOOK_PRIVATE_HOSTS", "127.0.0.1, ::1, Ops.internal, my_receiver")
+    assert read().webhook_private_hosts == ("127.0.0.1", "::1", "ops.internal", "my_receiver")
 
 
 def test_what_counts_for_nothing_is_said(tmp_path: Path) -> None:

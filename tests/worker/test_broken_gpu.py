@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+import sqlalchemy as sa
 
 from app.database import EMBEDDED_TENANT
 from app.errors import Problem
 from app.jobs import service
+from app.jobs.table import Worker
 from tests.worker.embedded import QUICK, ROOT, Embedded, child_of, counted, meanwhile
 from worker import child, inputs, workspace
 from worker.adaptation.events import Failed
@@ -20,6 +22,7 @@ from worker.draining import drain
 from worker.gpus import try_out
 
 Says = Callable[[str], None]
+CELERY = ["--app", "worker.celery_app", "worker", "--pool", "solo", "--without-gossip", "--without-mingle", "--without-heartbeat"]
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +103,31 @@ def test_a_worker_that_is_to_take_jobs_for_cuda_and_cannot_does_not_start(embedd
 
 
 @pytest.mark.acceptance
+def test_a_gpu_that_only_the_driver_knows_leaves_a_worker_for_the_cpu(embedded: Embedded):
+    """As an old one of a laptop, or any beside a torch without CUDA: nobody asked for it."""
+    job_id = embedded.submit(**QUICK)
+    code = (
+        "import worker.gpus\n"
+        "worker.gpus.Gpus.__init__ = lambda self, visible: vars(self).update(handles={'GPU-1': None}, why_none=None)\n"
+        "worker.gpus.Gpus.collect = lambda self: []\n"
+        "from celery.__main__ import main\n"
+        "main()\n"
+    )
+    env, log = embedded.environment(), embedded.settings.data_dir / "by-hand.log"
+    with log.open("wb") as said:
+        worker = subprocess.Popen([sys.executable, "-c", code, *CELERY], env=env, cwd=ROOT, stdout=said, stderr=said)
+    try:
+        embedded.until(job_id, "succeeded")
+        with embedded.db.read() as session:
+            seen = list(session.scalars(sa.select(Worker)))
+    finally:
+        worker.terminate()
+        worker.wait(60)
+    assert [one.takes_cuda for one in seen] == [False]
+    assert "there is a GPU that can't be used" in log.read_text()
+
+
+@pytest.mark.acceptance
 def test_a_real_worker_ends_with_the_code_of_a_failure_so_that_it_is_started_again(embedded: Embedded):
     """Its GPU goes after it was tried."""
     job_id = embedded.submit(device="cuda", **QUICK)
@@ -110,17 +138,7 @@ def test_a_real_worker_ends_with_the_code_of_a_failure_so_that_it_is_started_aga
         "main()\n"
     )
     env = embedded.environment(takes_cuda=True, lost_backoff_s=60)
-    celery = [
-        "--app",
-        "worker.celery_app",
-        "worker",
-        "--pool",
-        "solo",
-        "--without-gossip",
-        "--without-mingle",
-        "--without-heartbeat",
-    ]
-    done = subprocess.run([sys.executable, "-c", code, *celery], env=env, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code, *CELERY], env=env, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1, done.stderr
     assert "the worker ends, to be started again" in done.stdout + done.stderr
     assert (embedded.job(job_id).status, embedded.job(job_id).lost_attempts) == ("queued", 1)
@@ -134,6 +152,22 @@ def test_a_process_that_has_said_its_last_word_and_does_not_end_is_killed(embedd
     drain(embedded.process(cancel_grace_s=0.5))
     assert time.monotonic() - began < 30
     assert embedded.job(job_id).error["code"] == "out_of_memory"
+
+
+def test_a_process_that_has_its_result_and_does_not_end_is_published(embedded: Embedded, monkeypatch: pytest.MonkeyPatch):
+    """As one that hangs in the GPU's driver on its way out: all that it was for is done."""
+    code = (
+        "import runpy, time\n"
+        "try:\n"
+        "    runpy.run_module('worker.sandbox', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit:\n"
+        "    time.sleep(600)\n"
+    )
+    command = inputs.command
+    monkeypatch.setattr(inputs, "command", lambda *given: [sys.executable, "-I", "-c", code, *command(*given)[4:]])
+    job_id = embedded.submit(wake=False, **QUICK)
+    drain(embedded.process(cancel_grace_s=0.5))
+    assert (embedded.job(job_id).status, embedded.job(job_id).lost_attempts) == ("succeeded", 0)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
 
 from app import broker
@@ -100,13 +101,25 @@ def test_a_silent_workers_job_is_queued_again_and_after_three_times_failed(embed
     assert worker.id in job.error["detail"]
 
 
-def test_a_lease_that_ran_out_while_nobody_reached_the_database_is_left_to_its_worker_for_as_long_again(embedded_both: Embedded):
-    """Else the first to find it back would take every job from workers that live, and are about to renew."""
+@pytest.mark.parametrize("began", ["before", "after"])
+def test_a_lease_that_ran_out_while_nobody_reached_the_database_is_left_to_its_worker_for_as_long_again(
+    embedded_both: Embedded, monkeypatch: pytest.MonkeyPatch, began: str
+):
+    """Else the first to find it back would take every job from workers that live, and are about to renew. began: the one that looks,
+    before it was away or after."""
     job_id = embedded_both.submit(wake=False)
     claim_next(embedded_both.process())
     other = embedded_both.process(lease_s=2, housekeeping_s=0.5)
     housekeeping.look(other)
-    time.sleep(1.5)  # as a heartbeat does that fails, or waits for its answer
+    if began == "before":
+        with monkeypatch.context() as away:
+            away.setattr(other.db, "write", raises_away)
+            housekeeping.look(other)
+            time.sleep(1)
+    else:
+        with embedded_both.db.write() as session:
+            session.execute(sa.update(Worker).values(last_seen_at=embedded_both.db.now(session) - timedelta(seconds=60)))
+        other = embedded_both.process(lease_s=2, housekeeping_s=0.5)
     expire(embedded_both, job_id)
     housekeeping.look(other)
     housekeeping.watch_invariants(other)
@@ -118,6 +131,22 @@ def test_a_lease_that_ran_out_while_nobody_reached_the_database_is_left_to_its_w
         time.sleep(0.1)
         housekeeping.look(other)
     assert time.monotonic() - began_at < 10
+
+
+def raises_away() -> None:
+    raise OperationalError("select 1", {}, OSError("away"))
+
+
+def test_a_pass_that_takes_long_is_no_database_that_is_away(embedded_both: Embedded):
+    """As where the broker does not answer, which each pass then waits for."""
+    job_id = embedded_both.submit(wake=False)
+    claim_next(embedded_both.process())
+    other = embedded_both.process(lease_s=2, housekeeping_s=0.5)
+    housekeeping.look(other)
+    time.sleep(1.5)
+    expire(embedded_both, job_id)
+    housekeeping.look(other)
+    assert embedded_both.job(job_id).status == "queued"
 
 
 def test_queued_jobs_wake_as_many_workers_as_are_idle(embedded_both: Embedded):

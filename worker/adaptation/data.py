@@ -129,8 +129,9 @@ def read_evaluation(
     cache: Path,
     emit: Emit,
     roots: Sequence[Path] | None = None,
+    adapted_to: frozenset[Path] = frozenset(),
 ) -> LabelledImages:
-    """The labelled images, stored and scaled as `target` was. Raises Problem as app.layouts.labelled does, and
+    """The labelled images, stored and scaled as `target` was. adapted_to: of `shared`. Raises Problem as app.layouts.labelled does, and
     too_many_broken_images, disk_full."""
     if data.evaluation is None:
         raise ValueError("the specification has no evaluation set")
@@ -152,16 +153,22 @@ def read_evaluation(
 
     settings = [input.model_dump(mode="json"), *astuple(readings), asdict(range), channels]
     record = _read("evaluation", {"evaluation": entries}, settings, plan, data, cache, emit, "/data/evaluation/uri")
-    adapted_to = {entry.path for entry in layouts.images(data.target, roots, classes=classes)}
-    if shared := sum(entry.path in adapted_to for entry in entries):
-        message = (
-            f"{shared} of {len(entries)} evaluation images are target images too: they were adapted to, if without their labels"
-        )
-        emit(Warned(code="evaluation_adapted_to", message=message, data={"images": shared}))
     dropped = set(record["dropped"])
+    read = [entry for i, entry in enumerate(entries) if i not in dropped]
+    if both := sum(entry.path in adapted_to for entry in read):
+        message = f"{both} of {len(read)} evaluation images are target images too: they were adapted to, if without their labels"
+        emit(Warned(code="evaluation_adapted_to", message=message, data={"images": both}))
     index = {name: i for i, name in enumerate(classes)}
-    labels = [index[entry.label or ""] for i, entry in enumerate(entries) if i not in dropped]
+    labels = [index[entry.label or ""] for entry in read]
     return LabelledImages(_images(cache, record, "evaluation", "evaluation", emit), np.array(labels, dtype=np.int64))
+
+
+def shared(
+    data: DataSpec, evaluation: Sequence[Entry], roots: Sequence[Path] | None, classes: Sequence[str] | None
+) -> frozenset[Path]:
+    """The files that are target images, too. Raises Problem as app.layouts.images does."""
+    files = {entry.path for entry in evaluation}
+    return frozenset(entry.path for entry in layouts.images(data.target, roots, classes=classes) if entry.path in files)
 
 
 def _read(

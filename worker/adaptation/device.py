@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from app.errors import Problem
+from worker.adaptation import parallel
 from worker.adaptation.ensemble import Ensemble
 from worker.adaptation.source_model import Classifier
 
@@ -93,12 +94,26 @@ def measure_precision(
     no bf16 to measure.
 
     The best of a few turns counts: another process on the machine can only make one slower. Gradients with regard to the image are
-    asked for, so that the frozen source model runs backward as it does behind T. A GPU is given whole batches, and the next before
-    it is done with one, as in training: of a few images, launching them would be all that is measured.
+    asked for, so that the frozen source model runs backward as it does behind T. A GPU is given a process's share of a batch, and the
+    next before it is done with one, as in training: of a few images, launching them would be all that is measured. Fewer, where memory does
+    not do.
     """
     if not has_bf16(device):
         return "fp32", 0.0
-    images, ahead = (batch_size, 4) if device.type == "cuda" else (min(batch_size, 16), 1)
+    images = max(1, batch_size // parallel.size()) if device.type == "cuda" else min(batch_size, 16)
+    while True:
+        try:
+            ratio = _gain(source, device, size, images, turns)
+        except torch.OutOfMemoryError:
+            if images == 1:
+                raise
+            images //= 2
+        else:
+            return ("bf16" if ratio > MARGIN else "fp32"), ratio
+
+
+def _gain(source: Classifier | Ensemble, device: torch.device, size: int, images: int, turns: int) -> float:
+    ahead = 4 if device.type == "cuda" else 1
     x = to_device(torch.full((images, 3, size, size), 0.5), device).requires_grad_()
     seconds = {}
     for precision in ("fp32", "bf16"):
@@ -113,5 +128,4 @@ def measure_precision(
                 torch.cuda.synchronize(device)
             times.append(time.perf_counter() - began)
         seconds[precision] = min(times[1:])
-    ratio = seconds["fp32"] / seconds["bf16"]
-    return ("bf16" if ratio > MARGIN else "fp32"), ratio
+    return seconds["fp32"] / seconds["bf16"]

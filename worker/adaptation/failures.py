@@ -19,8 +19,15 @@ OUT_OF_MEMORY_WORDS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
 DEVICE_WORDS = ("CUDA error", "CUDNN_STATUS", "NCCL error")
-ASSERTED = "device-side assert"
-"""An index out of bounds, or the like: a fault of this program, on any GPU."""
+OURS = (
+    "device-side assert",
+    "invalid argument",
+    "invalid configuration argument",
+    "_NOT_SUPPORTED",
+    "_BAD_PARAM",
+    "_INVALID_VALUE",
+)
+"""An index out of bounds, a shape that no kernel takes, or the like: a fault of this program, on any GPU."""
 FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
 SMALL = 2**20
 
@@ -45,7 +52,7 @@ def problem_of(error: BaseException, folder: Path) -> Problem:
             return Problem("out_of_memory", _line(said, OUT_OF_MEMORY_WORDS)[:300] or "memory ran out")
         # Before a full disk: that of NCCL is /dev/shm.
         if isinstance(cause, torch.AcceleratorError) or (of_torch and any(words in said for words in DEVICE_WORDS)):
-            if ASSERTED in said:
+            if any(words in said for words in OURS):
                 break
             _, _, last = said.partition("Last error:\n")  # as NCCL ends
             return Problem("device_failed", " ".join([_line(said, DEVICE_WORDS)[:300], *last.splitlines()[:1]])[:600])

@@ -52,6 +52,7 @@ def _meet(device: torch.device) -> None:
             detail = f"the devices of the job's {size()} processes do not reach each other (with GPUs: try NCCL_P2P_DISABLE=1)"
             raise Problem("device_failed", detail)
         time.sleep(0.02)
+    exchange.wait()  # which says how it failed, if it did
 
 
 def end() -> None:

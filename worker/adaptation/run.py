@@ -93,9 +93,10 @@ def run(
     precision = kept if saved else _precision(spec, source, where, journal)
 
     method = METHODS[spec.method]
-    labelled_images = len(layouts.labelled(placed.data.evaluation, classes, roots)) if spec.data.evaluation else 0
+    evaluated = layouts.labelled(placed.data.evaluation, classes, roots) if spec.data.evaluation else []
+    adapted_to = data.shared(placed.data, evaluated, roots, classes) if evaluated else frozenset()
     work = method.work(spec, len(target), len(pairs or ()))
-    work["evaluating"] = assessment.work(spec, len(target) + labelled_images)
+    work["evaluating"] = assessment.work(spec, len(target) + len(evaluated))
     job = Job(spec, folder, journal, where, precision, source, target, pairs, identity, checkpoint_every, work)
     if saved is not None:
         job.finished, job.series, job.seconds, job.resumed = (saved[key] for key in ("finished", "series", "seconds", "stage"))
@@ -111,7 +112,7 @@ def run(
     journal.begin("evaluating", trained)
     labelled = None
     if spec.data.evaluation is not None:
-        labelled = data.read_evaluation(placed.data, classes, input, target, cache, journal, roots)
+        labelled = data.read_evaluation(placed.data, classes, input, target, cache, journal, roots, adapted_to)
     assessed = assessment.assess(job, adapted, labelled)
     strip = pictures.gather(job, adapted, assessed.changed, labelled)
 

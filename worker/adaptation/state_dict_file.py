@@ -22,7 +22,6 @@ from app.weights_file import POINTER, inspect
 
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 PREFIXES = ("module.", "model.", "_orig_mod.")
-"""In the order in which they stand where there are several."""
 AVERAGED = "n_averaged"
 """How many updates torch's AveragedModel, an EMA, was made of: beside the network's own tensors, which are below `module.`."""
 PARTS = ("netF", "netB", "netC")
@@ -120,9 +119,10 @@ def _joined(loaded: Mapping) -> Mapping:
 
 
 def without_prefixes(tensors: dict[str, Tensor], part: str = "") -> dict[str, Tensor]:
-    """A prefix that every name has is removed; of the names that begin with `part`, what every one has after it."""
-    for prefix in PREFIXES:
-        whole = part + prefix
-        if all(name.startswith(whole) for name in tensors if name.startswith(part)):
-            tensors = {part + name.removeprefix(whole) if name.startswith(whole) else name: t for name, t in tensors.items()}
+    """Prefixes that every name has are removed; of the names that begin with `part`, what every one has after it."""
+    while ours := [name for name in tensors if name.startswith(part)]:
+        whole = next((part + one for one in PREFIXES if all(name.startswith(part + one) for name in ours)), None)
+        if whole is None:
+            break
+        tensors = {part + name.removeprefix(whole) if name.startswith(whole) else name: t for name, t in tensors.items()}
     return tensors
