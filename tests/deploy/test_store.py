@@ -77,7 +77,9 @@ def test_uploads_that_nobody_will_finish_are_called_off(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, services["store"]["environment"][name])
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    client = boto3.client("s3", endpoint_url=f"http://{OTHERS}:{ports['s3.port']}")
+    client = boto3.Session().client(
+        "s3", endpoint_url=f"http://{OTHERS}:{ports['s3.port']}"
+    )  # the default one keeps what keys it found first
     client.create_bucket(Bucket="uploads")
     begun = {"Bucket": "uploads", "Key": "ours/upload"}
     begun["UploadId"] = client.create_multipart_upload(**begun)["UploadId"]

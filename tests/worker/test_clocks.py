@@ -26,7 +26,7 @@ def test_a_worker_whose_clock_is_hours_ahead_hears_runs_and_tells_like_any_other
     with embedded_in(tmp_path, new_database_url("postgres"), small_data) as embedded, receiver(204) as at:
         private = {"webhook_private_hosts": ("127.0.0.1",)}
         webhook = listen(embedded.process(**private), at)
-        with embedded.worker(ahead_s=2 * 3600, housekeeping_s=PASS_S, **private):
+        with embedded.worker(ahead_s=2 * 3600, housekeeping_s=PASS_S, worker_silent_s=3 * PASS_S, **private):
 
             def known() -> bool:
                 with embedded.db.read() as session:
