@@ -187,8 +187,9 @@ class Attempt:
         """Until the process is gone and heard out. Its exit code."""
         ended_at = None
         while not (child.silent and ended_at):
-            if self.heard.full or child.silent:
+            if self.heard.full:
                 self.meter.hear(None)  # it may well speak: nobody listens
+            if self.heard.full or child.silent:
                 time.sleep(self.tick_s)
             else:
                 written = self.heard.checkpoints

@@ -154,6 +154,22 @@ def test_a_process_that_has_said_its_last_word_and_does_not_end_is_killed(embedd
     assert embedded.job(job_id).error["code"] == "out_of_memory"
 
 
+def test_a_process_that_can_say_no_more_and_hangs_is_silent(embedded: Embedded, engine: Says):
+    engine("import os, time\nos.close(1)\ntime.sleep(60)")
+    job_id = embedded.submit(wake=False, **QUICK)
+    worker = embedded.process(job_time_limit_s=8)
+    silent = []
+
+    def look() -> None:
+        assert child_of(embedded, job_id, 1)
+        time.sleep(4)
+        silent.append(worker.metrics.running.silent_s())
+
+    with meanwhile(look):
+        drain(worker)
+    assert silent[0] > 2
+
+
 def test_a_process_that_has_its_result_and_does_not_end_is_published(embedded: Embedded, monkeypatch: pytest.MonkeyPatch):
     """As one that hangs in the GPU's driver on its way out: all that it was for is done."""
     code = (

@@ -38,11 +38,12 @@ def observed(network: nn.Module | None, images: int | None = None, of_all: bool 
     process's share, and the statistics are those of all shares. network None: nothing is looked at.
     """
     looked_at = tracking(network) if network is not None else []
-    seen: dict[nn.Module, list[Tensor]] = {}
+    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
     counts: dict[nn.Module, int] = {}
 
     def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-        x, *seen[layer] = _Moments.apply(inputs[0], images, layer.running_mean)
+        x, mu, var = _Moments.apply(inputs[0], images, layer.running_mean)
+        seen[layer] = mu, var
         counts[layer] = x[:images].numel() // x.shape[1]
         return x
 
@@ -50,7 +51,7 @@ def observed(network: nn.Module | None, images: int | None = None, of_all: bool 
     found: list[tuple[Tensor, Tensor]] = []
     try:
         yield found
-        found.extend(tuple(seen[layer]) for layer in looked_at)
+        found.extend(seen[layer] for layer in looked_at)
         if of_all and found and parallel.size() > 1:
             found[:] = _of_all(found, [counts[layer] for layer in looked_at])
     finally:
@@ -106,7 +107,7 @@ class _Moments(torch.autograd.Function):
         first = x[:images]
         if first.is_cuda:
             mu, inverse = torch.batch_norm_stats(first, EPSILON)
-        else:  # The statistics come in the precision of the weights, of bfloat16 too; what the weights are is all the same.
+        else:  # The statistics come in the precision of the weights, whatever those are and x is.
             _, mu, inverse = torch.native_batch_norm(first, like, like, None, None, True, 0.0, EPSILON)
         n = first.numel() // x.shape[1]
         ctx.save_for_backward(first, mu)
