@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -15,6 +16,8 @@ from pathlib import Path
 import httpx
 
 GRACE_S = 15
+LISTENING = range(10_000, 32_768)
+"""Ports below those of outgoing connections on Linux (net.ipv4.ip_local_port_range) and macOS."""
 ROOT = Path(__file__).resolve().parent.parent
 WORKER = (
     "--pool",
@@ -26,10 +29,22 @@ WORKER = (
     "--without-heartbeat",
 )
 
+_given: set[int] = set()
+
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+    """Of 127.0.0.1, and never the same twice: what asks for several before it listens on any gets several. Nor is it one that
+    the kernel gives to a connection that somebody makes in the meantime, as it may a port that it chose itself."""
+    in_turn = random.SystemRandom().sample(LISTENING, len(LISTENING))  # two processes, even of one seed, seldom meet
+    port = next(port for port in in_turn if port not in _given and is_free(port))
+    _given.add(port)
+    return port
+
+
+def is_free(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+        return True
+    return False
 
 
 @contextlib.contextmanager

@@ -13,7 +13,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,7 +27,7 @@ import sqlalchemy as sa
 import yaml
 from dotenv import dotenv_values
 
-from demo.processes import ROOT, end, free_port, start, tail, until_ready
+from demo.processes import ROOT, end, free_port, is_free, start, tail, until_ready
 from deploy import compose
 
 METRICS_PORT, PROMETHEUS_PORT = 9101, 9090
@@ -192,12 +191,6 @@ def prometheus_of(service: Mapping[str, Any], program: str, stack: Stack) -> Par
 def ports(first: int, count: int) -> list[int]:
     """From `first` on; others where somebody has them."""
     return [number if is_free(number) else free_port() for number in range(first, first + count)]
-
-
-def is_free(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-        return True
-    return False
 
 
 def write_environment(file: Path, env: Mapping[str, str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -35,6 +36,21 @@ def of_this_service(data_dir: Path) -> list[int]:
         except (PermissionError, FileNotFoundError, ProcessLookupError):
             continue  # another user's, or gone while we looked
     return found
+
+
+def test_a_free_port_is_given_once_and_no_outgoing_connection_can_have_it() -> None:
+    given = [processes.free_port() for _ in range(1000)]
+    assert len(set(given)) == len(given)
+    with socket.create_server(("127.0.0.1", 0)) as chosen_by_the_kernel:
+        assert max(given) < chosen_by_the_kernel.getsockname()[1]
+
+
+def test_a_free_port_is_one_that_nobody_listens_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, free = processes.free_port(), processes.free_port()
+    monkeypatch.setattr(processes, "_given", set())
+    monkeypatch.setattr(processes, "LISTENING", [taken, free])
+    with socket.create_server(("127.0.0.1", taken)):
+        assert processes.free_port() == free
 
 
 def test_ctrl_c_ends_every_process_that_was_started(tmp_path: Path) -> None:
