@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import httpx
 
+from demo.processes import free_port
 from tests.worker.embedded import wait_for
 
 
@@ -19,8 +19,7 @@ from tests.worker.embedded import wait_for
 def serving(folder: Path) -> Iterator[str]:
     """Its URL. The application that the command `mlflow server` starts, without the command: that takes twice the time, and leaves
     two processes more to be stopped."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     given = {
         "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{folder}/mlflow.db",

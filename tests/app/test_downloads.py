@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from app.downloads import Downloads
 from app.errors import Problem
 from app.jobs.table import Job
 from app.settings import Settings
+from demo.processes import free_port
 from tests.app.conftest import make_data, safetensors, submit
 from tests.archives import made
 from tests.conftest import serving
@@ -237,8 +237,7 @@ def test_what_a_host_answers_is_told_apart(https: Https, status: int, code: str)
 
 def test_one_that_is_too_large_or_not_there_is_refused(https: Https):
     assert refusal(given(https, "localhost", max_dataset_bytes=100), https.url("/hall.zip")) == "reference_too_large"
-    with socket.create_server(("127.0.0.1", 0)) as nobody:
-        port = nobody.getsockname()[1]
+    port = free_port()
     settings = Settings(data_hosts=(f"localhost:{port}",), data_private_hosts=(f"localhost:{port}",))
     assert refusal(settings, f"https://localhost:{port}/hall.zip") == "reference_away"
 

@@ -20,6 +20,7 @@ from app.errors import Problem
 from app.jobs import lifecycle, service
 from app.jobs.table import Job
 from app.settings import Settings
+from demo.processes import free_port
 from tests.worker.embedded import ENDLESS, Embedded, child_of, wait_for
 from worker import housekeeping, metrics
 from worker.adaptation.events import PhaseBegan, Progress
@@ -153,9 +154,7 @@ def test_a_process_counts_by_what_ended_it(code: int, signal: str | None, by_wor
 
 @pytest.fixture
 def port() -> int:
-    """Free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+    return free_port()
 
 
 def test_a_port_that_is_taken_is_said_with_what_to_do(port: int):
