@@ -137,6 +137,7 @@ def running(
         stack.begin("front-end", Part(line, environment(front, servers, **settings), grace_s, url))
         ending.callback(stack.end, "worker")
         env = environment(worker, servers, **settings, MODALBRIDGE_METRICS_HOST="127.0.0.1")
+        del env["MODALBRIDGE_TAKES_CUDA"]  # whether there is a GPU each worker finds out
         write_environment(folder / "worker.env", env)
         for number, at in enumerate(ports(METRICS_PORT, workers), 1):
             given = Part(

@@ -27,7 +27,12 @@ def found(**changes: Any) -> dict[str, Any]:
     """What a good adaptation is found to be, with changes of single numbers by path."""
     one = {"mean_entropy": 0.4, "entropy_share": 0.3, "effective_classes": 3.6, "largest_class_share": 0.4}
     document: dict[str, Any] = {
-        "target": {"source_only": one | {"entropy_share": 0.7}, "adapted": dict(one), "teacher_student_agreement": 0.9},
+        "target": {
+            "source_only": one | {"entropy_share": 0.7},
+            "adapted": dict(one),
+            "teacher_student_agreement": 0.9,
+            "changed": 0.5,
+        },
         "pairs": {"adapted": {"feature_distance_ratio": 0.4}},
         "labelled": {
             "source_only": {"accuracy": 0.4, "balanced_accuracy": 0.35},
@@ -91,7 +96,8 @@ def test_pairs_of_another_domain_tell_nothing_for_or_against_it():
             "guessing",
         ),
         ({"labelled__bridged__balanced_accuracy": 0.81}, "look_closer", "teacher"),
-        ({"method": "source_only"}, "look_closer", "Nothing was adapted"),
+        ({"target__changed": 0.005}, "look_closer", "almost every image"),
+        ({"method": "source_only", "target__changed": 0.0}, "look_closer", "Nothing was adapted"),
     ],
 )
 def test_each_sign_of_failure_has_its_verdict_and_its_reason(changes, expected, word):

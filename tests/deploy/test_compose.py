@@ -172,7 +172,10 @@ def test_the_images_are_mounted_where_they_lie_and_cannot_be_written(services: S
 def test_the_worker_has_a_gpu_and_does_without_by_the_override(services: Services) -> None:
     (device,) = services["worker"]["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "device_ids": ["0"], "capabilities": ["gpu"]}
-    assert loaded(ROOT / "docker-compose.cpu.yml")["services"]["worker"]["deploy"] is None
+    assert services["worker"]["environment"]["MODALBRIDGE_TAKES_CUDA"] == "true"
+    without = loaded(ROOT / "docker-compose.cpu.yml")["services"]["worker"]
+    assert without["deploy"] is None
+    assert without["environment"] == {"MODALBRIDGE_TAKES_CUDA": "false"}
 
 
 def test_the_worker_has_shared_memory_for_nccl(services: Services) -> None:

@@ -18,6 +18,8 @@ FEATURE_DISTANCE_RATIO = (0.95, 1.5)
 """Distance of a held-out pair's features after over before: look closer above the first, do not deploy above the second."""
 TEACHER_AHEAD = 0.05
 """Of the adapted model on labelled images: a few hundred of them tell no less."""
+CHANGED = 0.01
+"""Share of the images that the adapted model names another class of: below it, nothing is gained by deploying it."""
 CHURN = 0.15
 """Pseudo-labels that still changed at the start of the last epoch."""
 
@@ -43,6 +45,9 @@ def judge(
     after = target["adapted"]
     if method == "source_only":
         say("look_closer", "Nothing was adapted: this is the source model on replicated images")
+    elif target["changed"] < CHANGED:
+        what = "The adapted model says of almost every image what the source model says as it is: was it trained for long enough?"
+        say("look_closer", what, target["changed"], CHANGED)
     if message := collapsed(after, target["source_only"], classes):
         say("do_not_deploy", f"The adapted model has collapsed: {message}", after["effective_classes"])
     compare("Mean entropy of the predictions, as a share of ln K, is high", after["entropy_share"], *ENTROPY_SHARE)
