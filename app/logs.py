@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
 from opentelemetry import trace
 from structlog.typing import EventDict, WrappedLogger
+
+JSON = [
+    structlog.processors.TimeStamper("iso", utc=True),
+    structlog.processors.format_exc_info,
+    structlog.processors.JSONRenderer(),
+]
 
 
 def configure(form: Literal["text", "json"] = "text") -> None:
@@ -17,11 +24,6 @@ def configure(form: Literal["text", "json"] = "text") -> None:
         structlog.processors.TimeStamper("%Y-%m-%d %H:%M:%S", utc=False),
         structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback),
     ]
-    json = [
-        structlog.processors.TimeStamper("iso", utc=True),
-        structlog.processors.format_exc_info,
-        structlog.processors.JSONRenderer(),
-    ]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -29,9 +31,24 @@ def configure(form: Literal["text", "json"] = "text") -> None:
             structlog.processors.StackInfoRenderer(),
             structlog.dev.set_exc_info,
             of_trace,
-            *(json if form == "json" else text),
+            *(JSON if form == "json" else text),
         ]
     )
+    if form == "json":
+        for name in ("uvicorn", "uvicorn.access"):
+            as_json(logging.getLogger(name))
+
+
+def as_json(logger: logging.Logger, **_: Any) -> None:
+    """What a library says by its own logger, in the same form. A receiver of Celery's signals after_setup_logger and
+    after_setup_task_logger too, whose other arguments are how Celery had set it up."""
+    for handler in logger.handlers:
+        handler.setFormatter(
+            structlog.stdlib.ProcessorFormatter(
+                processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *JSON],
+                foreign_pre_chain=[structlog.stdlib.add_log_level, of_trace],
+            )
+        )
 
 
 def of_trace(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:

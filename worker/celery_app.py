@@ -35,8 +35,17 @@ process = open_process(settings, app, takes_cuda)
 process.metrics.registry.register(gpus)
 housekeeping = Housekeeping(process)
 log = structlog.get_logger()
+if settings.log_format == "json":
+    for logger_is_made in (signals.after_setup_logger, signals.after_setup_task_logger):
+        logger_is_made.connect(logs.as_json)
 for doubt in doubts(settings):
     log.warning("a setting does not do what it seems to", why=doubt)
+
+
+@signals.celeryd_init.connect
+def _be_quiet(instance: Any, **_: Any) -> None:
+    """Its banner is no line of a log for machines."""
+    instance.quiet = instance.quiet or settings.log_format == "json"
 
 
 @signals.worker_init.connect
