@@ -9,6 +9,15 @@ import structlog
 from opentelemetry import trace
 from structlog.typing import EventDict, WrappedLogger
 
+from app.settings import Settings, doubts
+
+
+def begin(settings: Settings) -> None:
+    """Of a process that was started with these settings: its first lines say what of them will not do what it seems to."""
+    configure(settings.log_format)
+    for doubt in doubts(settings):
+        structlog.get_logger().warning("a setting does not do what it seems to", why=doubt)
+
 
 def configure(form: Literal["text", "json"] = "text") -> None:
     """Tracebacks are Python's own. Where rich is installed, structlog's show the local variables of every frame instead: what
