@@ -10,11 +10,20 @@ import structlog
 from opentelemetry import trace
 from structlog.typing import EventDict, WrappedLogger
 
+from app.settings import Settings, doubts
+
 JSON = [
     structlog.processors.TimeStamper("iso", utc=True),
     structlog.processors.format_exc_info,
     structlog.processors.JSONRenderer(),
 ]
+
+
+def begin(settings: Settings) -> None:
+    """Of a process that was started with these settings: its first lines say what of them will not do what it seems to."""
+    configure(settings.log_format)
+    for doubt in doubts(settings):
+        structlog.get_logger().warning("a setting does not do what it seems to", why=doubt)
 
 
 def configure(form: Literal["text", "json"] = "text") -> None:

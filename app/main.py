@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import structlog
 from fastapi import Depends, FastAPI
 from fastapi.concurrency import run_in_threadpool
 from fastapi_offline import FastAPIOffline
@@ -26,22 +25,20 @@ from app.ids import new_id
 from app.jobs import routes as jobs
 from app.probes import Probes
 from app.schema import require_current
-from app.settings import Settings, Telemetry, doubts, read
+from app.settings import Settings, Telemetry, read
 from app.source_models import routes as source_models
 from app.spec import JobRequest
 from app.webhooks import routes as webhooks
 from app.webhooks.schemas import WebhookRequest
 
-log = structlog.get_logger()
-
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The front end. Refuses to start on a schema that it does not know."""
-    doubted = settings is None
-    settings, telemetry = settings or read(), Telemetry()
-    logs.configure(settings.log_format)
-    for doubt in doubts(settings) if doubted else ():
-        log.warning("a setting does not do what it seems to", why=doubt)
+    if settings is None:
+        logs.begin(settings := read())
+    else:
+        logs.configure(settings.log_format)
+    telemetry = Telemetry()
     tracing.begin("modalbridge-front-end", telemetry)
 
     @asynccontextmanager

@@ -17,7 +17,7 @@ from app import logs, tracing
 from app.blobs import BlobsAwayError
 from app.broker import CUDA_QUEUE, QUEUE, make_celery
 from app.schema import require_current
-from app.settings import Telemetry, doubts, read
+from app.settings import Telemetry, read
 from worker import inputs, metrics
 from worker.gpus import Gpus, try_out
 from worker.housekeeping import Housekeeping
@@ -26,7 +26,7 @@ from worker.sandbox import hide_memory
 from worker.tracking import exports
 
 settings = read()
-logs.configure(settings.log_format)
+logs.begin(settings)
 gpus = Gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
 takes_cuda = bool(gpus.handles) if settings.takes_cuda is None else settings.takes_cuda
 app = make_celery(settings, (QUEUE, CUDA_QUEUE) if takes_cuda else (QUEUE,))
@@ -38,8 +38,6 @@ log = structlog.get_logger()
 if settings.log_format == "json":
     for logger_is_made in (signals.after_setup_logger, signals.after_setup_task_logger):
         logger_is_made.connect(logs.as_json)
-for doubt in doubts(settings):
-    log.warning("a setting does not do what it seems to", why=doubt)
 
 
 @signals.celeryd_init.connect

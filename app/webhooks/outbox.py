@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 SUCCEEDED, FAILED, CANCELLED, PROGRESS = "job.succeeded", "job.failed", "job.cancelled", "job.progress"
 TEST = "webhook.test"
-OF_JOBS = (SUCCEEDED, FAILED, CANCELLED, PROGRESS)
 OVER = (SUCCEEDED, FAILED, CANCELLED)
 PROGRESS_EVERY = timedelta(minutes=1)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from app.errors import Problem
 from worker.adaptation import parallel
 from worker.adaptation.ensemble import Ensemble
+from worker.adaptation.failures import first_line
 from worker.adaptation.source_model import Classifier
 
 Precision = Literal["fp32", "bf16"]
@@ -39,7 +40,9 @@ def choose(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
         torch.ones(1, device=found).sum().item()
     except (RuntimeError, AssertionError) as error:
         raise Problem(
-            "device_unavailable", f"CUDA device {place} cannot be used: {_first_line(error)}", pointer="/device"
+            "device_unavailable",
+            f"CUDA device {place} cannot be used: {first_line(str(error)) or type(error).__name__}",
+            pointer="/device",
         ) from error
     torch.set_float32_matmul_precision("high")
     return found
@@ -49,12 +52,8 @@ def _why_none() -> str:
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:
-        return _first_line(error)
+        return first_line(str(error)) or type(error).__name__
     return "torch does not say why"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def name(device: torch.device) -> str:

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from app.spec import FORMATS
-from worker.adaptation.failures import problem_of
+from worker.adaptation.failures import first_line, problem_of
 
 OPSET = 18
 """Of ONNX: the first that torch's exporter knows, so that as many runtimes as can be read the file."""
@@ -109,7 +109,7 @@ def main(format: str, folder: Path) -> int:
     except Exception as error:  # noqa: BLE001  an exporter may raise anything, and the parent is to know what
         traceback.print_exc()
         problem = problem_of(error, folder)
-        why = {"code": problem.code, "detail": problem.detail.replace(str(folder), "").splitlines()[0][:300]}
+        why = {"code": problem.code, "detail": first_line(problem.detail.replace(str(folder), ""))}
         (folder / "why.json").write_text(json.dumps(why), encoding="utf-8")
         return 1
     return 0

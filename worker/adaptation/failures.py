@@ -49,20 +49,20 @@ def problem_of(error: BaseException, folder: Path) -> Problem:
             or number == errno.ENOMEM
             or (of_torch and any(words in said for words in OUT_OF_MEMORY_WORDS))
         ):
-            return Problem("out_of_memory", _line(said, OUT_OF_MEMORY_WORDS)[:300] or "memory ran out")
+            return Problem("out_of_memory", first_line(said, OUT_OF_MEMORY_WORDS) or "memory ran out")
         # Before a full disk: that of NCCL is /dev/shm.
         if isinstance(cause, torch.AcceleratorError) or (of_torch and any(words in said for words in DEVICE_WORDS)):
             if any(words in said for words in OURS):
                 break
             _, _, last = said.partition("Last error:\n")  # as NCCL ends
-            return Problem("device_failed", " ".join([_line(said, DEVICE_WORDS)[:300], *last.splitlines()[:1]])[:600])
+            return Problem("device_failed", " ".join([first_line(said, DEVICE_WORDS), *last.splitlines()[:1]])[:600])
         if number in FULL or any(words in said for words in FULL_WORDS):
             free = shutil.disk_usage(folder).free // SMALL if folder.exists() else 0
             return Problem("disk_full", f"the job could not write: {said[:200]}; {free} MiB are free")
     return Problem("internal", f"{type(error).__name__}: {str(error)[:300]}")
 
 
-def _line(said: str, words: tuple[str, ...]) -> str:
-    """The first line that has one of the words, or the first."""
+def first_line(said: str, words: tuple[str, ...] = ()) -> str:
+    """The first line that has one of the words, or the first; 300 characters of it at most."""
     lines = said.splitlines() or [""]
-    return next((line for line in lines if any(word in line for word in words)), lines[0])
+    return next((line for line in lines if any(word in line for word in words)), lines[0])[:300]

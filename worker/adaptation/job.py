@@ -34,7 +34,8 @@ class Adapted:
 @dataclass
 class Job:
     """finished: results of the stages that are done, by phase. series: every metric so far, name -> [[step, value]].
-    work: what each phase costs, in forward passes of one image, for progress and ETA."""
+    work: what each phase costs, in forward passes of one image, for progress and ETA; one that ended early, the share of it that was
+    done."""
 
     spec: AdaptationSpec
     folder: Path
@@ -71,9 +72,10 @@ class Job:
         self._spoke_at = now
         phases: list[Phase] = ["bridging", "transferring", "evaluating"]
         place = phases.index(phase)
-        here = self.work.get(phase, 0.0) * step / max(of, 1)
-        before = sum(self.work.get(p, 0.0) for p in phases[:place])
-        total = sum(self.work.values()) or 1.0
+        work = {p: cost * self.finished.get(p, {}).get("share", 1.0) for p, cost in self.work.items()}
+        here = work.get(phase, 0.0) * step / max(of, 1)
+        before = sum(work.get(p, 0.0) for p in phases[:place])
+        total = sum(work.values()) or 1.0
         eta = (total - before - here) / rate if rate else None
         fraction = 0.02 + 0.97 * (before + here) / total
         self.journal(

@@ -79,9 +79,9 @@ class Stage:
         self.job.record(f"{self.phase}/{name}", self.step if step is None else step, value)
 
     def finish(self, result: dict[str, Any]) -> None:
-        """The stage is done: its result is kept in the checkpoint, and a resumed job does not enter it again."""
+        """The stage is done, if before its last step: its result is kept in the checkpoint, and a resumed job does not enter it again."""
         self._clock()
-        self.job.finished[self.phase] = result | {"steps": self.step}
+        self.job.finished[self.phase] = result | {"steps": self.step, "share": self.step / self.steps}
         self.job.save(self.phase, self.step)
         if self.job.journal.stop_asked:
             self.job.journal.stop()

@@ -74,8 +74,6 @@ def train(job: Job) -> Translator:
     D = losses.discriminator(job.source.width).to(device)
     if (done := job.finished.get("bridging")) is not None:
         T.load_state_dict(done["T"])
-        if done.get("steps") == 0:
-            job.work["bridging"] = 0.0
         return T.eval().requires_grad_(False)
     averaged = copy.deepcopy(T).requires_grad_(False)
     adam = torch.optim.Adam([*T.parameters(), *D.parameters()], lr=s.lr)
@@ -160,7 +158,6 @@ def calibrate(
     """Ends the stage before its first step: T stays, and the source model is calibrated; but for SOCKET, whose batch norms go by each
     batch."""
     job, relevant = stage.job, stage.memory["relevance"]
-    job.work["bridging"] = 0.0  # nothing of it is left to do, for the progress
     T.eval().requires_grad_(False)
     told: dict[str, Any] = {"best_step": 0, "relevance": relevant, **polarity.told(T)}
     classifier, said = job.source, "T is not trained"
