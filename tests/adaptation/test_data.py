@@ -7,7 +7,8 @@ import os
 import numpy as np
 import torch
 
-from tests.adaptation.folders import data_spec, ramp, read, save
+from app.spec import DataSpec
+from tests.adaptation.folders import data_spec, depth_folder, ramp, read, save
 
 
 def test_images_of_many_sizes_make_one_set(tmp_path):
@@ -27,6 +28,26 @@ def test_a_mixed_set_is_brought_to_one_kind_with_a_warning(tmp_path):
     assert batch.shape == (8, 1, 32, 32)
     assert torch.allclose(batch, torch.full_like(batch, 128 / 255), atol=0.01)
     assert {"mixed_images", "images_converted"} <= events.warned
+
+
+def test_images_far_smaller_than_the_model_takes_are_warned_of(tmp_path):
+    """Such as thumbnails, taken for the images themselves."""
+    _, events = read(tmp_path, data_spec(depth_folder(tmp_path / "data", size=(6, 9))))
+    (warning,) = (event for event in events.of("warning") if event.code == "small_images")
+    assert "6 pixels" in warning.message and "28" in warning.message
+    _, events = read(tmp_path, data_spec(depth_folder(tmp_path / "data", size=(7, 9))))
+    assert "small_images" not in events.warned
+
+
+def test_images_that_a_list_has_again_are_warned_of(tmp_path):
+    depth_folder(tmp_path, n=8)
+    lines = [f"{i % 8:03}.png" for i in range(11)]
+    (tmp_path / "all.txt").write_text("\n".join(lines))
+    data = DataSpec.model_validate({"target": {"uri": str(tmp_path / "all.txt"), "layout": "list", "modality": "depth"}})
+    (warning,) = (event for event in read(tmp_path, data)[1].of("warning") if event.code == "repeated_images")
+    assert warning.message.startswith("target: 3 of 11")
+    (tmp_path / "all.txt").write_text("\n".join(lines[:8]))
+    assert "repeated_images" not in read(tmp_path, data)[1].warned
 
 
 def test_names_that_are_not_utf8_are_told_as_far_as_they_can_be(adapt, data):

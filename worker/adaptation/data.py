@@ -34,6 +34,8 @@ Plan = Callable[[], tuple[dict[str, Stored], dict[str, Any]]]
 RGB = Range(8, 1.0, 0.0, 255.0, "8-bit RGB, 0 to 255 becomes 0 to 1")
 LARGEST_SCALE = 4.0
 NARROW = 0.05
+SMALL = 4
+"""Times that images may be enlarged before it is said."""
 
 
 def read_target(
@@ -58,7 +60,7 @@ def read_target(
         return {"target": stored}, {
             "ranges": {"target": asdict(range)},
             "side": seen.side,
-            "warnings": _doubts(seen, range, scaling),
+            "warnings": _doubts(seen, range, scaling, input),
         }
 
     settings = [input.model_dump(mode="json"), modality, scaling.model_dump(mode="json")]
@@ -101,7 +103,7 @@ def read_pairs(
             "pairs-target": Stored(height, width, target.array.shape[1], stretch, range, readings),
         }
         ranges = {"pairs-source": asdict(RGB), "pairs-target": asdict(range)}
-        doubts = _doubts(seen, range, scaling)
+        doubts = _doubts(seen, range, scaling, input)
         if seen.channels != (own := target.array.shape[1]):
             message = f"{seen.channels} channels of the sensor's images, unlike the target images' {own}: converted"
             doubts.append(["pairs_differ", f"{message}; are `source` and `target` of data.pairs the right way round?"])
@@ -196,6 +198,10 @@ def _read(
     else:
         emit(Logged(message=f"{name}: decoded before, used again"))
     _not_too_broken(record, len(next(iter(columns.values()))), data.broken_image_share, pointer)
+    rows = [tuple(entry.path for entry in row) for row in zip(*columns.values(), strict=True)]
+    if again := len(rows) - len(set(rows)):
+        message = f"{name}: {again} of {len(rows)} are repetitions of another: what is in a list twice counts twice"
+        emit(Warned(code="repeated_images", message=message, data={"reference": name, "images": again}))
     for code, message in record["facts"]["warnings"]:
         emit(Warned(code=code, message=f"{name}: {message}", data={"reference": name}))
     return record
@@ -251,9 +257,12 @@ def _images(cache: Path, record: dict[str, Any], column: str, reference: Any, em
     return Images(array, facts["names"], range, record["facts"]["side"], facts["sha256"])
 
 
-def _doubts(seen: Survey, range: Range, scaling: Scaling) -> list[list[str]]:
+def _doubts(seen: Survey, range: Range, scaling: Scaling, input: InputSpec) -> list[list[str]]:
     """What the user should look at, as [code, message]."""
     doubts = []
+    if SMALL * seen.side < input.size:
+        message = f"the shorter side of half of the images has {seen.side:g} pixels or less, and the model takes {input.size}"
+        doubts.append(["small_images", f"{message}: are they the images themselves?"])
     if seen.mixed:
         doubts.append(["mixed_images", f"the images differ in {seen.mixed}"])
     if not seen.any:
