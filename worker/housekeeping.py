@@ -31,8 +31,8 @@ from app.webhooks import queries as webhook_queries
 from worker import invariants, tracing, webhooks, workspace
 from worker.beside import Call
 from worker.cache import Cache
+from worker.lease import AWAY
 from worker.process import WorkerProcess
-from worker.supervisor import AWAY
 from worker.tracking import exports
 
 LEAVE_S = 5.0
