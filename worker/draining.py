@@ -14,6 +14,7 @@ from app.jobs.lifecycle import Claim
 from app.jobs.table import Worker
 from worker import supervisor
 from worker.beside import Call
+from worker.lease import AWAY, answered
 from worker.process import WorkerProcess
 from worker.tracking import exports
 
@@ -30,12 +31,12 @@ def drain(worker: WorkerProcess) -> int:
             return ran
         call = Call(lambda: claim_next(worker), "claim")
         # A job that is claimed after all waits for its lease to run out.
-        if not supervisor.answered(call, worker, supervisor.TICK_S):
+        if not answered(call, worker):
             log.warning("the database does not answer and the worker stops")
             return ran
         try:
             claim = call.result()
-        except supervisor.AWAY as error:
+        except AWAY as error:
             log.warning("the database is away: housekeeping wakes a worker when it is back", error=str(error)[:300])
             return ran
         if claim is None:

@@ -40,14 +40,12 @@ MEMBERS = frozenset({"type", "title", "status", "code", "detail", "instance", "r
 
 @dataclass
 class Hearing:
-    """phase, progress, metrics, rows: what no transaction has taken yet. checkpoints: how many it has written. result,
-    failed, stopped: the child's last word."""
+    """phase, progress, metrics, rows: what no transaction has taken yet. result, failed, stopped: the child's last word."""
 
     phase: str | None = None
     progress: dict[str, Any] | None = None
     metrics: dict[tuple[str, int], float] = field(default_factory=dict)
     rows: list[tuple[str, str, dict[str, Any] | None]] = field(default_factory=list)
-    checkpoints: int = 0
     result: Result | None = None
     failed: Problem | None = None
     stopped: bool = False
@@ -89,7 +87,6 @@ class Hearing:
                 broken = f", {event.broken} broken" if event.broken else ""
                 self.rows.append(("data", f"{event.reference}: {event.images} images{broken}; {event.scaling}", document(event)))
             case Checkpointed():
-                self.checkpoints += 1
                 self.rows.append(("checkpoint", f"checkpoint at {event.phase}, step {event.step}", document(event)))
             case Warned():
                 self.warn(event)

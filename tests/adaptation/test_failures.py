@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from app.errors import Problem
-from worker.adaptation.failures import problem_of
+from worker.adaptation.failures import first_line, problem_of
 
 
 def raised(action) -> BaseException:
@@ -91,3 +91,12 @@ def test_what_a_gpu_says_is_told_by_the_line_that_says_it(tmp_path, error, code,
 def test_an_nccl_error_tells_where_and_what(tmp_path):
     detail = problem_of(torch.distributed.DistBackendError(NCCL), tmp_path).detail
     assert "NCCL error in" in detail and "some words before" not in detail
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [("", ""), ("one\nthree", "one"), ("one\nit is two\nand two", "it is two"), ("x" * 1000, "x" * 300)],
+    ids=["nothing", "the first", "the first with the words", "too long"],
+)
+def test_one_line_of_what_was_said_is_told(said, told):
+    assert first_line(said, ("two",)) == told

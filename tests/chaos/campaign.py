@@ -27,7 +27,7 @@ from tests.adaptation.conftest import CLASSES, SIZE
 from tests.chaos import faults
 from tests.chaos.stack import Stack
 from tests.worker.embedded import processes_that_name
-from worker import housekeeping, workspace
+from worker import leftovers, workspace
 from worker.process import WorkerProcess
 
 OPEN_JOBS = 4
@@ -308,7 +308,7 @@ def _look_for_leftovers(stack: Stack, outcome: Outcome) -> None:
         blobs = stack.blobs(settings)
         outcome.swept["half uploads"] += blobs.clear_aside(older_than_s=-60)
         outcome.swept["half messages"] += clear_half_written(settings, older_than_s=-60)
-        housekeeping.remove_work_folders(WorkerProcess(settings, stack.db, blobs, make_celery(settings)))
+        leftovers.remove_work_folders(WorkerProcess(settings, stack.db, blobs, make_celery(settings)))
         if folders := list(workspace.jobs_here(settings.work_dir)):
             outcome.wrong.append(f"work folders of jobs that are over: {folders[:3]}")
     before = set(blobs.keys_older_than(-60))

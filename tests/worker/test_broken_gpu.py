@@ -17,7 +17,7 @@ from app.jobs import service
 from app.jobs.table import Worker
 from tests.worker.embedded import QUICK, ROOT, Embedded, child_of, counted, meanwhile
 from worker import child, inputs, workspace
-from worker.adaptation.events import Failed
+from worker.adaptation.events import Failed, OutputFile, Result
 from worker.draining import drain
 from worker.gpus import try_out
 
@@ -182,8 +182,36 @@ def test_a_process_that_has_its_result_and_does_not_end_is_published(embedded: E
     command = inputs.command
     monkeypatch.setattr(inputs, "command", lambda *given: [sys.executable, "-I", "-c", code, *command(*given)[4:]])
     job_id = embedded.submit(wake=False, **QUICK)
-    drain(embedded.process(cancel_grace_s=0.5))
+    worker = embedded.process(cancel_grace_s=0.5)
+    drain(worker)
     assert (embedded.job(job_id).status, embedded.job(job_id).lost_attempts) == ("succeeded", 0)
+    assert counted(worker, "child_exits", cause="ended_by_worker") == 1
+
+
+def test_one_that_has_its_result_just_as_its_worker_stops_is_published(embedded: Embedded, engine: Says):
+    """It was asked to stop, says its result and hangs."""
+    line = Result(summary={}, artifacts=[OutputFile(name="model.json", media_type="application/json")]).model_dump_json()
+    engine(
+        "import pathlib, signal, time\n"
+        "pathlib.Path('artifacts').mkdir()\n"
+        "pathlib.Path('artifacts/model.json').write_text('{}')\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: print({line!r}, flush=True))\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    job_id = embedded.submit(wake=False, **QUICK)
+    worker = embedded.process(cancel_grace_s=2)
+
+    def stop() -> None:
+        embedded.until_event(job_id, "log")
+        worker.stop_asked = True
+
+    with meanwhile(stop):
+        drain(worker)
+    assert (embedded.job(job_id).status, embedded.kept(job_id)) == (
+        "succeeded",
+        [f"jobs/{EMBEDDED_TENANT}/{job_id}/1/model.json"],
+    )
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from tests.worker.embedded import QUICK, TOO_SMALL, Embedded, began, meanwhile, 
 from worker import housekeeping
 from worker.cache import Cache, Room
 from worker.draining import drain
+from worker.leftovers import remove_orphaned_blobs
 
 SCALING = {"kind": "millimetres", "high": 5000}
 
@@ -256,6 +257,6 @@ def test_the_sweep_keeps_the_blobs_of_datasets(embedded: Embedded, monkeypatch: 
     orphan = f"datasets/{EMBEDDED_TENANT}/dataset_gone"
     for key in (orphan, f"{orphan}.listing"):
         embedded.blobs.put(file, key)
-    monkeypatch.setattr("worker.housekeeping.ORPHAN_S", -60)
-    housekeeping.remove_orphaned_blobs(embedded.process())
+    monkeypatch.setattr("worker.leftovers.ORPHAN_S", -60)
+    remove_orphaned_blobs(embedded.process())
     assert embedded.blobs.keys("datasets/") == [dataset.blob_key, dataset.listing_key]

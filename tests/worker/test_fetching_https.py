@@ -21,7 +21,7 @@ from tests.worker.test_fetching import SCALING, entries, leftovers
 from worker import sources
 from worker.cache import Cache, Room
 from worker.draining import drain
-from worker.supervisor import TICK_S
+from worker.lease import TICK_S
 
 
 @dataclass

@@ -15,7 +15,7 @@ from app.database import Database
 from tests.servers import Postgres, postgres
 from tests.worker.conftest import embedded_in
 from tests.worker.embedded import ENDLESS, OUTLASTING, Embedded, assert_it_went_on, child_of, counted, gone, meanwhile, wait_for
-from worker import housekeeping, supervisor
+from worker import housekeeping, lease
 from worker.draining import drain
 
 
@@ -51,7 +51,7 @@ def test_a_worker_that_is_to_stop_does_so_though_the_database_hangs(
     of_its_own: tuple[Postgres, Embedded], monkeypatch: pytest.MonkeyPatch
 ):
     server, embedded = of_its_own
-    monkeypatch.setattr(supervisor, "ANSWER_S", 1.0)
+    monkeypatch.setattr(lease, "ANSWER_S", 1.0)
     job_id = embedded.submit(wake=False, **ENDLESS)
     worker, over = embedded.process(), threading.Event()
 
@@ -59,7 +59,7 @@ def test_a_worker_that_is_to_stop_does_so_though_the_database_hangs(
         embedded.until_event(job_id, "checkpoint")
         number = child_of(embedded, job_id, 1)
         with server.frozen():
-            time.sleep(2 * supervisor.TICK_S)
+            time.sleep(2 * lease.TICK_S)
             worker.stop_asked = True
             wait_for(lambda: gone(number), "the end of the job's process", worker.settings.cancel_grace_s)
             assert over.wait(10), "the worker does not wait for the database"
@@ -77,14 +77,14 @@ def test_an_idle_worker_that_is_to_stop_does_so_though_the_database_hangs(
     of_its_own: tuple[Postgres, Embedded], monkeypatch: pytest.MonkeyPatch
 ):
     server, embedded = of_its_own
-    monkeypatch.setattr(supervisor, "ANSWER_S", 1.0)
+    monkeypatch.setattr(lease, "ANSWER_S", 1.0)
     worker, frozen, over = embedded.process(), threading.Event(), threading.Event()
     assert drain(worker) == 0, "its connection is in the pool now"
 
     def hang() -> None:
         with server.frozen():
             frozen.set()
-            time.sleep(2 * supervisor.TICK_S)
+            time.sleep(2 * lease.TICK_S)
             worker.stop_asked = True
             assert over.wait(10), "it does not wait for the database"
 
@@ -103,5 +103,5 @@ def test_a_real_worker_ends_though_the_database_hangs(of_its_own: tuple[Postgres
         embedded.until_event(job_id, "checkpoint")
         with server.frozen():
             running.send_signal(signal.SIGTERM)
-            limit = embedded.settings.cancel_grace_s + supervisor.ANSWER_S + 3 * housekeeping.LEAVE_S
+            limit = embedded.settings.cancel_grace_s + lease.ANSWER_S + 3 * housekeeping.LEAVE_S
             assert running.wait(limit + 5) == 0

@@ -17,7 +17,7 @@ from app.jobs.table import Worker
 from tests.s3 import CREDENTIALS, Bucket
 from tests.worker.conftest import embedded_in
 from tests.worker.embedded import ENDLESS, QUICK, ROOT, Embedded, child_of, gone, meanwhile, undisturbed, wait_for
-from worker import housekeeping
+from worker import housekeeping, leftovers
 from worker.draining import drain
 
 LONG_ENOUGH = {
@@ -97,7 +97,7 @@ def test_a_job_that_is_handed_back_goes_on_elsewhere_from_its_very_last_step(
     over.sweep()
     assert kept in over.checkpoints(job_id)
     service.retry(over.db, EMBEDDED_TENANT, job_id)
-    monkeypatch.setattr("worker.housekeeping.ORPHAN_S", -60)
+    monkeypatch.setattr("worker.leftovers.ORPHAN_S", -60)
     over.sweep()
     assert kept in over.checkpoints(job_id), "it is alive again"
     service.cancel(over.db, EMBEDDED_TENANT, job_id)
@@ -192,10 +192,10 @@ def test_the_sweep_takes_what_is_nobodys_and_leaves_the_checkpoints_of_living_jo
     strangers = ["somebodys/photograph.jpg", "jobs/notes.txt"]
     for key in [of_alive, publishing, *gone_keys, *strangers]:
         over.blobs.put(file, key)
-    housekeeping.remove_orphaned_blobs(over.process())
+    leftovers.remove_orphaned_blobs(over.process())
     assert set(over.blobs.keys_older_than(-60)) >= set(gone_keys), "they are young"
-    monkeypatch.setattr("worker.housekeeping.ORPHAN_S", -60)
-    housekeeping.remove_orphaned_blobs(over.process())
+    monkeypatch.setattr("worker.leftovers.ORPHAN_S", -60)
+    leftovers.remove_orphaned_blobs(over.process())
     assert set(over.blobs.keys_older_than(-60)) == {*weights, of_alive, publishing, *strangers}
     service.cancel(over.db, EMBEDDED_TENANT, alive)
     service.delete(over.db, over.blobs, EMBEDDED_TENANT, alive)

@@ -12,7 +12,7 @@ from app.database import EMBEDDED_TENANT
 from app.jobs import service
 from app.jobs.table import Job
 from tests.worker.embedded import ENDLESS, Embedded, child_of, counted, gone, meanwhile, wait_for
-from worker import housekeeping, supervisor, workspace
+from worker import leftovers, supervisor, workspace
 from worker.draining import claim_next, drain
 
 
@@ -62,7 +62,7 @@ def test_a_worker_that_stops_hands_its_job_back(embedded: Embedded):
     assert counted(worker, "attempts", outcome="handed_back", cause="") == 1
     assert list(workspace.jobs_here(worker.settings.work_dir)) == [job_id], "its checkpoint stays for the next attempt"
     service.cancel(embedded.db, EMBEDDED_TENANT, job_id)
-    housekeeping.remove_work_folders(worker)
+    leftovers.remove_work_folders(worker)
 
 
 def test_a_process_that_is_killed_is_a_lost_attempt_and_three_are_the_end(embedded: Embedded):
