@@ -99,7 +99,9 @@ class Downloads:
                 "reference_unreadable", f"{hop.shown} leads on to {_bare(location)!r}: {error}", pointer=pointer
             ) from error
         if not target.lower().startswith("https://"):
-            raise Problem("reference_forbidden", f"{hop.shown} leads on to {_bare(target)!r}, which is not https", pointer=pointer)
+            raise Problem(
+                "reference_forbidden", f"{hop.shown} leads on to {_bare(target)!r}, which is not https", pointer=pointer
+            )
         return parse(target, pointer, hop=True)
 
     def _answer(self, response: httpcore.Response, start: int, led: Remote, pointer: str) -> Answer:
