@@ -41,6 +41,9 @@ TEXTS = frozenset({".txt", ".csv", ".cls"})
 MAX_TEXT_BYTES = 64 * 2**20
 """Of all lists, CSV files, labels and scene names of an archive."""
 CHUNK = 1 << 18
+_RECORD = re.compile(rb"([1-9][0-9]{0,5}) [^=\n]{1,512}=")
+_ODD = re.compile(r"[\x00-\x1f\x7f\\]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _ZIP_HEADER = 30
 """Bytes before an entry's name and content, at least."""
 _DAMAGED = (
@@ -103,9 +106,9 @@ class Names:
 
 
 def _wrong(name: str, parts: list[str]) -> str | None:
-    if any(0xD800 <= ord(letter) <= 0xDFFF for letter in name):
+    if _SURROGATE.search(name):
         return "its name is not UTF-8"
-    if "\\" in name or any(ord(letter) < 32 or ord(letter) == 127 for letter in name):
+    if _ODD.search(name):
         return "its name holds a backslash or a control character"
     if name.startswith("/") or re.match(r"[A-Za-z]:", name):
         return "its name is absolute"
@@ -194,22 +197,26 @@ def _damage_told(pointer: str) -> Iterator[None]:
 
 
 class Frugal(io.FileIO):
-    """A file that refuses to be read in one large piece: zipfile reads a directory as large as the archive claims."""
+    """A file that refuses to be read in one large piece, or one that is a zip's directory of more than so many entries: zipfile reads
+    a directory as large as the archive claims, and makes some 400 bytes of an entry's 46."""
 
-    def __init__(self, path: Path, most: int, pointer: str) -> None:
+    def __init__(self, path: Path, most: int, entries: int, pointer: str) -> None:
         super().__init__(path)
-        self.most, self.pointer = most, pointer
+        self.most, self.entries, self.pointer = most, entries, pointer
 
     def read(self, size: int | None = -1) -> bytes:
         wanted = os.fstat(self.fileno()).st_size - self.tell() if size is None or size < 0 else size
         if wanted > self.most:
             detail = f"a directory of {wanted} bytes; at most {self.most} are read"
             raise Problem("archive_bomb", detail, pointer=self.pointer)
-        return super().read(size)
+        piece = super().read(size)
+        if piece.count(b"PK\x01\x02") > self.entries:
+            raise Problem("archive_bomb", f"a directory of more than {self.entries} entries", pointer=self.pointer)
+        return piece
 
 
 def _zipped(path: Path, meter: _Meter, names: Names) -> Iterator[tuple[str, _Bytes]]:
-    with Frugal(path, MAX_DIRECTORY_BYTES, meter.pointer) as raw, zipfile.ZipFile(raw) as archive:
+    with Frugal(path, MAX_DIRECTORY_BYTES, MAX_ENTRIES, meter.pointer) as raw, zipfile.ZipFile(raw) as archive:
         entries = archive.infolist()
         plain = [names.add(entry.orig_filename, folder=entry.is_dir()) for entry in entries]
         end = 0
@@ -254,7 +261,7 @@ def _taped(path: Path, meter: _Meter, names: Names, zipped: bool) -> Iterator[tu
     # Only what is decompressed can be more than is there.
     with path.open("rb") as raw, gzip.GzipFile(fileobj=raw) if zipped else raw as stream:
         forward = _Forward(stream, meter)
-        with tarfile.open(fileobj=forward, mode="r:", encoding="utf-8", errors="surrogateescape") as archive:  # type: ignore[call-overload]
+        with tarfile.open(fileobj=forward, mode="r:", tarinfo=_Header, encoding="utf-8", errors="surrogateescape") as archive:  # type: ignore[call-overload]
             while (entry := archive.next()) is not None:
                 forward.header_left = MAX_HEADERS_BYTES
                 archive.members.clear()  # type: ignore[attr-defined]  # else it keeps them all
@@ -283,6 +290,29 @@ def _wrong_in_tar(entry: tarfile.TarInfo) -> str | None:
     return "its size is negative" if entry.size < 0 else None
 
 
+class _Header(tarfile.TarInfo):
+    """Has the attributes of an extended header looked at before tarfile reads them."""
+
+    def _proc_pax(self, archive: Any) -> Any:
+        archive.fileobj.attributes_next = True
+        return super()._proc_pax(archive)  # type: ignore[misc]
+
+
+def _require_records(attributes: bytes, pointer: str) -> None:
+    """That they are `length name=value` lines of just that length, up to the padding. tarfile goes by the length and the `=` apart, so
+    that 64 KiB become names of 600 MB, and takes seconds, in which no other thread runs, over digits by the thousand (CVE-2024-6232).
+    Raises Problem archive_damaged, archive_bomb."""
+    at = 0
+    while at < len(attributes) and attributes[at]:
+        record = _RECORD.match(attributes, at)
+        end = at + int(record[1]) if record else 0
+        if attributes[end - 1 : end] != b"\n" or not record:
+            raise Problem("archive_damaged", f"byte {at} of an extended header is no attribute", pointer=pointer)
+        at = end
+    if max(map(len, re.findall(rb"[0-9]+", attributes)), default=0) > MAX_PART_BYTES:
+        raise Problem("archive_bomb", f"an attribute with more than {MAX_PART_BYTES} digits in a row", pointer=pointer)
+
+
 class _InTar:
     """The bytes after a header."""
 
@@ -305,6 +335,7 @@ class _Forward:
     def __init__(self, stream: IO[bytes], meter: _Meter) -> None:
         self._stream, self._meter, self._at, self.last = stream, meter, 0, b""
         self.header_left = MAX_HEADERS_BYTES
+        self.attributes_next = False
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= self.MOST:
@@ -313,7 +344,11 @@ class _Forward:
         self.header_left -= size
         if self.header_left < 0:
             raise Problem("archive_bomb", f"headers of more than {MAX_HEADERS_BYTES} bytes", pointer=self._meter.pointer)
-        return self.content(size)
+        piece = self.content(size)
+        if self.attributes_next:
+            self.attributes_next = False
+            _require_records(piece, self._meter.pointer)
+        return piece
 
     def content(self, size: int) -> bytes:
         """The same, of what is no header."""

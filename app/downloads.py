@@ -70,7 +70,7 @@ class Downloads:
                         yield self._answer(response, start, led, pointer)
                         return
                 hop = target
-        raise Problem("reference_unreadable", f"{led.base} leads through more than {MOST_HOPS} redirects", pointer=pointer)
+        raise Problem("reference_unreadable", f"{led.shown} leads through more than {MOST_HOPS} redirects", pointer=pointer)
 
     @contextmanager
     def _get(self, pool: httpcore.ConnectionPool, hop: Remote, headers: dict[str, str]) -> Iterator[httpcore.Response]:
@@ -96,31 +96,33 @@ class Downloads:
             target = urljoin(hop.base, location)
         except ValueError as error:
             raise Problem(
-                "reference_unreadable", f"{hop.base} leads on to {location[:200]!r}: {error}", pointer=pointer
+                "reference_unreadable", f"{hop.shown} leads on to {_bare(location)!r}: {error}", pointer=pointer
             ) from error
         if not target.lower().startswith("https://"):
-            raise Problem("reference_forbidden", f"{hop.base} leads on to {target[:200]!r}, which is not https", pointer=pointer)
+            raise Problem(
+                "reference_forbidden", f"{hop.shown} leads on to {_bare(target)!r}, which is not https", pointer=pointer
+            )
         return parse(target, pointer, hop=True)
 
     def _answer(self, response: httpcore.Response, start: int, led: Remote, pointer: str) -> Answer:
         status = response.status
         if status in (404, 410):
-            raise Problem("reference_missing", f"{led.base} is not there ({status})", pointer=pointer)
+            raise Problem("reference_missing", f"{led.shown} is not there ({status})", pointer=pointer)
         if status == 429 or status >= 500:
-            raise Problem("reference_away", f"{led.base} answers {status}", pointer=pointer)
+            raise Problem("reference_away", f"{led.shown} answers {status}", pointer=pointer)
         if status == 416:
-            raise Problem("empty_file", f"{led.base} has no byte {start}", pointer=pointer)
+            raise Problem("empty_file", f"{led.shown} has no byte {start}", pointer=pointer)
         if status not in (200, 206):
-            raise Problem("reference_unreadable", f"{led.base} answers {status}", pointer=pointer)
+            raise Problem("reference_unreadable", f"{led.shown} answers {status}", pointer=pointer)
         length, etag, modified = (_header(response, name) for name in ("content-length", "etag", "last-modified"))
         found, total = 0, int(length) if length.isascii() and length.isdigit() and len(length) < 19 else None
         if status == 206:
             if (part := _RANGE.fullmatch(_header(response, "content-range"))) is None or int(part[1]) != start:
-                raise Problem("reference_unreadable", f"{led.base} answers with a range that was not asked for", pointer=pointer)
+                raise Problem("reference_unreadable", f"{led.shown} answers with a range that was not asked for", pointer=pointer)
             found, total = start, int(part[3])
         if total is not None and total > self.most:
             raise Problem(
-                "reference_too_large", f"{led.base} has {total} bytes; at most {self.most} are fetched", pointer=pointer
+                "reference_too_large", f"{led.shown} has {total} bytes; at most {self.most} are fetched", pointer=pointer
             )
         strong = etag if etag and not etag.startswith("W/") else ""
         version = f"etag:{strong}" if strong else f"modified:{modified}" if modified else ""
@@ -137,6 +139,10 @@ class Downloads:
                 raise Problem("reference_unreadable", f"{hop.place}: {cause.verify_message}", pointer=pointer) from error
             detail = f"{hop.place} does not answer: {type(error).__name__}: {str(error)[:200]}"
             raise Problem("reference_away", detail, pointer=pointer) from error
+
+
+def _bare(location: str) -> str:
+    return location.partition("?")[0][:200]
 
 
 def _header(response: httpcore.Response, name: str) -> str:

@@ -288,10 +288,14 @@ def readable(value: Any) -> Any:
     return type(value)(map(readable, value)) if isinstance(value, list | tuple) else value
 
 
+LONGEST = 1200
+"""Letters of a name in a `detail`: more than a file's path in an archive has. A list can hold a word of megabytes."""
+
+
 def few(names: list[str], limit: int = 5) -> str:
-    """The first names and how many more there are, for a `detail`."""
+    """The first names, as far as they are no longer than any of ours, and how many more there are, for a `detail`."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return ", ".join(name if len(name) <= LONGEST else f"{name[:LONGEST]}…" for name in names[:limit]) + more
 
 
 def as_markdown() -> str:

@@ -99,18 +99,24 @@ def labelled(
             "unknown_class",
             f"not among the model's {len(classes)} classes: {few(unknown)}",
             pointer=pointer,
-            classes=unknown[:20],
+            classes=[label[:200] for label in unknown[:20]],
         )
     return found
 
 
 def _named(entries: list[Entry], classes: Sequence[str]) -> list[Entry]:
     """Labels that are numbers become the names of their classes."""
-    return [replace(one, label=classes[int(one.label)]) if _is_index(one.label, classes) else one for one in entries]
+    known = frozenset(classes)
+    return [
+        replace(one, label=classes[int(one.label)])
+        if one.label is not None and one.label not in known and _is_index(one.label, classes)
+        else one
+        for one in entries
+    ]
 
 
-def _is_index(label: str | None, classes: Sequence[str]) -> bool:
-    return label is not None and label not in classes and label.isascii() and label.isdigit() and int(label) < len(classes)
+def _is_index(label: str, classes: Sequence[str]) -> bool:
+    return label.isascii() and label.isdigit() and len(label) < 10 and int(label) < len(classes)
 
 
 def pairs(
@@ -163,7 +169,9 @@ def _manifest(reference: PairsReference, tree: Tree, pointer: str) -> Iterator[t
         rows = csv.DictReader(text.splitlines(), strict=True)
         if missing := [side for side in (reference.source, reference.target) if side not in (rows.fieldnames or [])]:
             raise Problem(
-                "layout_mismatch", f"the CSV has no column {', '.join(missing)}; it has {rows.fieldnames}", pointer=pointer
+                "layout_mismatch",
+                f"the CSV has no column {', '.join(missing)}; it has {few(list(rows.fieldnames or []), 20)}",
+                pointer=pointer,
             )
         for row in rows:
             names = [(row[side] or "").strip() for side in (reference.source, reference.target)]

@@ -59,11 +59,11 @@ class Listing:
             yield "/".join(here), folder.joinpath(*here)
 
     def below(self, base: PurePath, name: str, line: int, pointer: str) -> PurePath:
-        path = base / name
+        path, said = base / name, f"line {line}: {name[:300]!r}"
         if not is_plain(name):
-            raise Problem("reference_outside_roots", f"line {line}: {name!r} must be relative, without '..'", pointer=pointer)
+            raise Problem("reference_outside_roots", f"{said} must be relative, without '..'", pointer=pointer)
         if not self.is_file(path):
-            raise Problem("reference_missing", f"line {line}: {name!r} does not exist", pointer=pointer)
+            raise Problem("reference_missing", f"{said} does not exist", pointer=pointer)
         return path
 
     def inside_only(self, path: PurePath, name: str, folder: PurePath, pointer: str) -> None:

@@ -28,6 +28,9 @@ log = structlog.get_logger()
 M = TypeVar("M", bound=BaseModel)
 MOST_ERRORS = 20
 """That one answer lists: a body of a megabyte can hold very many, and each costs a search for the nearest known name."""
+MOST_NAMES = 2000
+"""In a body, of which none that is valid has so many: pydantic makes an error of each that is unknown, and no other thread runs while
+it does."""
 
 
 class ProblemDocument(BaseModel):
@@ -64,6 +67,8 @@ def parse(model: type[M], raw: bytes, base: str = "") -> M:
         raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise Problem("malformed_json", f"not UTF-8 at byte {error.start}") from error
+    if len(re.findall(rb'"\s*:', raw)) > MOST_NAMES:
+        raise Problem("invalid_request", f"a body with more than {MOST_NAMES} names", pointer=base or None)
     if b"\\u0000" in raw and (pointer := _null_character(raw, base)) is not None:
         raise Problem("invalid_request", "a text holds a null character", pointer=pointer)
     try:

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from app import archives
 from app.errors import Problem
-from app.references import is_plain
+from app.references import is_plain, shown
 
 Scheme = Literal["dataset", "s3", "https"]
 SCHEMES: tuple[Scheme, ...] = ("dataset", "s3", "https")
@@ -46,6 +46,11 @@ class Remote:
     inner: str
     place: str
     path: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The base as a problem may have it, which logs, webhooks and MLflow are told: without the query."""
+        return shown(self.base)
 
     @property
     def is_archive(self) -> bool:
@@ -122,4 +127,4 @@ def _inner(uri: str, quoted: str, pointer: str) -> str:
 
 
 def _wrong(uri: str, why: str, pointer: str) -> Problem:
-    return Problem("reference_scheme", f"{uri[:500]!r}: {why}", pointer=pointer)
+    return Problem("reference_scheme", f"{shown(uri)[:500]!r}: {why}", pointer=pointer)

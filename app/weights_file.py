@@ -35,7 +35,7 @@ def inspect(path: Path) -> Literal["safetensors", "torch"]:
     size = path.stat().st_size
     if size == 0:
         raise Problem("empty_file", "the file of the source model has 0 bytes", pointer=POINTER)
-    with Frugal(path, MAX_READ_BYTES, POINTER) as file:
+    with Frugal(path, MAX_READ_BYTES, MAX_ENTRIES, POINTER) as file:
         head = file.read(9)
         file.seek(0)
         # First of all: the length of a safetensors header may have the bytes that a zip archive or a pickle begins with.

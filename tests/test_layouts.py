@@ -8,6 +8,7 @@ import pytest
 
 from app import layouts
 from app.errors import Problem
+from app.listing import Listing
 from app.references import shown
 from app.spec import DataSpec, ImagesReference, PairsReference
 
@@ -143,6 +144,28 @@ def test_a_class_that_the_model_does_not_know_is_named(root):
     assert caught.value.context["classes"] == ["spoon"]
     (root / "list.txt").write_text("box/a.png 7\n")
     assert refusal(layouts.labelled, folder_reference(root / "list.txt", "list"), CLASSES, [root])[0] == "unknown_class"
+
+
+@pytest.mark.parametrize("label", ["7" * 5000, "y" * 2_000_000])
+def test_a_label_without_end_is_told_in_few_words(root, label):
+    touch(root, "a.png")
+    (root / "list.txt").write_text(f"a.png {label}\n")
+    with pytest.raises(Problem) as caught:
+        layouts.labelled(folder_reference(root / "list.txt", "list"), CLASSES, [root])
+    assert caught.value.code == "unknown_class"
+    assert len(str(caught.value.document())) < 5000
+
+
+def test_a_line_or_a_heading_of_megabytes_is_told_in_few_words():
+    base, name = f"dataset://dataset_{'0' * 26}", "y" * 2_000_000
+    tree = Listing({"list.txt": f"{name}.png\n".encode(), "pairs.csv": f"{name}\na.png\n".encode(), "a.png": None})
+    for read, reference in (
+        (layouts.images, ImagesReference(uri=f"{base}/list.txt", layout="list")),
+        (layouts.pairs, PairsReference(uri=f"{base}/pairs.csv")),
+    ):
+        with pytest.raises(Problem) as caught:
+            read(reference, tree)
+        assert len(str(caught.value.document())) < 5000
 
 
 def test_images_without_a_class_are_refused(root):

@@ -87,7 +87,7 @@ class InBucket:
         buckets = Buckets(self.settings)
         objects, pin = insist(lambda: buckets.look(self.led, self.pointer), going_on)
         if pin.version != self.pin.version:
-            detail = f"{self.led.base}, of {self.pin.size} bytes, has become another, of {pin.size} bytes,"
+            detail = f"{self.led.shown}, of {self.pin.size} bytes, has become another, of {pin.size} bytes,"
             raise changed(detail, self.pointer)
         room.need(pin.size)
         if self.led.is_archive:
@@ -157,7 +157,7 @@ class OverHttps:
         start = done.bytes if done.validator else 0
         with downloads.ask(self.led, start, done.validator, self.pointer) as answer:
             if answer.version != self.pin.version:
-                raise changed(f"{self.led.base} has become another", self.pointer)
+                raise changed(f"{self.led.shown} has become another", self.pointer)
             done.bytes, done.validator = answer.start, answer.validator
             with room.scratch.open("r+b" if answer.start else "wb") as file:
                 file.truncate(answer.start)
@@ -165,14 +165,14 @@ class OverHttps:
                 for piece in answer.stream:
                     going_on()
                     if done.bytes + len(piece) > downloads.most:
-                        detail = f"{self.led.base} has more than {downloads.most} bytes, the most that is fetched"
+                        detail = f"{self.led.shown} has more than {downloads.most} bytes, the most that is fetched"
                         raise Problem("reference_too_large", detail, pointer=self.pointer)
                     room.grow(done.bytes + len(piece))
                     file.write(piece)
                     done.bytes += len(piece)
         if answer.total is not None and done.bytes != answer.total:
             raise Problem(
-                "reference_away", f"{self.led.base} broke off at byte {done.bytes} of {answer.total}", pointer=self.pointer
+                "reference_away", f"{self.led.shown} broke off at byte {done.bytes} of {answer.total}", pointer=self.pointer
             )
         done.whole = True
 

@@ -22,7 +22,7 @@ class WebhookRequest(Strict):
 
     url: str = Field(min_length=1, max_length=2000)
     """https, on the open internet, or a host that the operator has named."""
-    types: tuple[Type, ...] = Field(OVER, min_length=1)  # type: ignore[assignment]
+    types: tuple[Type, ...] = Field(OVER, min_length=1, max_length=16, fail_fast=True)  # type: ignore[assignment]
     """What it hears of. job.progress comes at most once a minute for a job."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import struct
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -299,6 +300,12 @@ def saved(value: object) -> bytes:
     return buffer.getvalue()
 
 
+def nested() -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that nested tensors are a prototype
+        return torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
+
+
 def zipped(name: str) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -318,12 +325,13 @@ def zipped(name: str) -> bytes:
         saved({0: torch.zeros(3)}),
         saved({"a": torch.zeros(3, dtype=torch.complex64)}),
         saved({"a": torch.eye(3).to_sparse()}),
+        saved({"a": nested()}),
         zipped("readme.txt"),
         struct.pack("<Q", 20) + b'{"a": [1, 2, 3, 4]}  ',
         struct.pack("<Q", 12) + b"{not json!!!",
         pickle.dumps({"a": 1}, protocol=2),
     ],
-    ids=["text", "byte", "tensor", "list", "nothing", "numbers", "indices", "complex", "sparse", "zip", "head", "json", "code"],
+    ids=["text", "byte", "tensor", "list", "nothing", "numbers", "indices", "complex", "sparse", "nested", "zip", "head", "json", "code"],
 )  # fmt: skip
 def test_what_is_no_state_dict_is_refused(content, tmp_path):
     (tmp_path / "model").write_bytes(content)

@@ -7,6 +7,7 @@ import io
 import os
 import struct
 import tarfile
+import time
 import tracemalloc
 import zipfile
 from contextlib import nullcontext
@@ -209,6 +210,36 @@ def test_attributes_for_all_entries_do_not_pile_up(tmp_path: Path):
     )
 
 
+def with_raw_attributes(records: bytes) -> bytes:
+    header = tar_entry("header", tarfile.XHDTYPE, size=len(records)).tobuf(tarfile.USTAR_FORMAT)
+    entry = tar_entry("1.png").tobuf(tarfile.USTAR_FORMAT)
+    return gzip.compress(header + records + bytes(-len(records) % tarfile.BLOCKSIZE) + entry + bytes(tarfile.RECORDSIZE))
+
+
+def test_attributes_whose_lengths_lie_are_not_read(tmp_path: Path):
+    """200 bytes of gzip of which tarfile makes twenty thousand names, 600 MB together."""
+    tracemalloc.start()
+    assert refused(tmp_path, with_raw_attributes(b"3 a" * 20_000 + b"=\n")).code == "archive_damaged"
+    assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("before, after", [(b"", b""), (b"60009 a=", b"\n")])
+def test_an_attribute_of_digits_holds_nothing_up(tmp_path: Path, before: bytes, after: bytes):
+    """200 bytes of gzip over which tarfile's pattern goes for seconds, in which no other thread runs."""
+    began = time.process_time()
+    refusal = refused(tmp_path, with_raw_attributes(before + b"1" * 60_000 + after))
+    assert refusal.code == ("archive_bomb" if before else "archive_damaged")
+    assert time.process_time() - began < 0.5
+
+
+def test_attributes_of_several_lines_and_a_long_name_of_digits_are_read(tmp_path: Path):
+    name = "/".join(["1" * 255] * 3) + "/1.png"
+    attributes = {"SCHILY.xattr.user.note": "a=1\n2 b=\n", "path": name, "comment": ""}
+    content = extended(tarfile.XHDTYPE, attributes, tar_entry("short.png").tobuf(tarfile.USTAR_FORMAT))
+    assert unpacked(tmp_path, content) == {name: b""}
+
+
 def test_the_map_of_a_sparse_file_is_not_read_whatever_its_length(tmp_path: Path):
     """A few kilobytes of gzip that tarfile would make a list of two million numbers of."""
     size = 4 * 2**20
@@ -238,6 +269,16 @@ def test_more_entries_than_are_listed_are_refused(tmp_path: Path, monkeypatch: p
 def test_a_zip_directory_that_claims_to_be_huge_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(archives, "MAX_DIRECTORY_BYTES", 1000)
     assert refused(tmp_path, made("zip", {f"{n}.png": b"" for n in range(50)})).code == "archive_bomb"
+
+
+def test_a_zip_directory_of_too_many_entries_is_not_made_objects_of(tmp_path: Path):
+    """A million of the smallest fit into the directory's bytes. zipfile goes by its length, whatever number the archive names."""
+    entry = struct.pack("<4s6H3I5H2I", b"PK\x01\x02", 20, 20, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"a"
+    directory = entry * (archives.MAX_ENTRIES + 1)
+    content = b"PK\x03\x04" + directory + struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 1, 1, len(directory), 4, 0)
+    began = time.process_time()
+    assert refused(tmp_path, content).code == "archive_bomb"
+    assert time.process_time() - began < 1.5
 
 
 @each_format

@@ -235,6 +235,21 @@ def test_what_a_host_answers_is_told_apart(https: Https, status: int, code: str)
     assert refusal(given(https, "localhost"), https.url("/hall.zip")) == code
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [File(b"", status=403), File(b"", status=404), File(b"", status=503), File(b"", status=302, location="/hall.zip?sig=SECRET"),
+     File(b"", status=302, location="http://localhost/x?sig=SECRET"), File(b"", status=302, location="//a]b/?sig=SECRET"),
+     File(b"", status=302, location="https://user@localhost/?sig=SECRET")],
+)  # fmt: skip
+def test_what_is_said_of_a_signed_reference_holds_no_signature(https: Https, answer: File):
+    """A job's error goes to its webhooks, to MLflow and into the worker's log."""
+    https.files["/hall.zip?sig=SECRET"] = answer
+    with pytest.raises(Problem) as caught:
+        look(given(https, "localhost"), https.url("/hall.zip?sig=SECRET"))
+    assert "SECRET" not in str(caught.value.document())
+    assert "hall.zip?..." in caught.value.detail or "user@localhost" in caught.value.detail
+
+
 def test_one_that_is_too_large_or_not_there_is_refused(https: Https):
     assert refusal(given(https, "localhost", max_dataset_bytes=100), https.url("/hall.zip")) == "reference_too_large"
     port = free_port()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from worker.adaptation.decoding import MAX_PIXELS, UnreadableError
+
 BILINEAR = Image.Resampling.BILINEAR
 SMALLEST_WEIGHT = 0.01
 """A resized pixel with less than this share of readings under it is filled from further away."""
@@ -13,13 +15,16 @@ SMALLEST_WEIGHT = 0.01
 def fit(channel: np.ndarray, height: int, width: int, stretch: bool) -> np.ndarray:
     """channel [H, W], uint8 or float32, to [height, width], antialiased (Pillow's bilinear, the filter of torchvision's
     Resize). stretch: each side by itself; else the image is resized until it covers the shape and the centre cut out,
-    rounded as torchvision's Resize and CenterCrop do. Returns the dtype it was given."""
+    rounded as torchvision's Resize and CenterCrop do. Returns the dtype it was given. Raises UnreadableError
+    for one so long and narrow that it would have more than MAX_PIXELS before it is cut."""
     h, w = channel.shape
     image = Image.fromarray(np.ascontiguousarray(channel))
     if stretch:
         return np.asarray(image if (h, w) == (height, width) else image.resize((width, height), BILINEAR))
     height_binds = height * w >= width * h
     resized = (max(width, int(height * w / h)), height) if height_binds else (width, max(height, int(width * h / w)))
+    if resized[0] * resized[1] > MAX_PIXELS:
+        raise UnreadableError(f"{w} x {h} pixels are too long and narrow to cover {width} x {height}")
     if resized != (w, h):
         image = image.resize(resized, BILINEAR)
     x, y = round((resized[0] - width) / 2), round((resized[1] - height) / 2)

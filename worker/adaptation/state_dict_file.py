@@ -104,6 +104,8 @@ def _tensors(loaded: object) -> dict[str, Tensor]:
         if not isinstance(value, Tensor):
             detail = f"{str(name)[:200]!r} is {type(value).__name__}, not a tensor"
             raise Problem("source_model_format", detail, pointer=POINTER)
+        if value.is_nested:  # of which not even the shape can be asked
+            raise Problem("source_model_format", f"tensor {name[:200]!r} is nested; plain real tensors are read", pointer=POINTER)
         if value.layout is not torch.strided or value.device.type != "cpu" or value.is_complex() or value.is_quantized:
             kind = f"{str(value.dtype).removeprefix('torch.')} {str(value.layout).removeprefix('torch.')} on {value.device.type}"
             raise Problem("source_model_format", f"tensor {name[:200]!r} is {kind}; plain real tensors are read", pointer=POINTER)
