@@ -19,7 +19,7 @@ from app.spec import AdaptationSpec
 from tests.adaptation.conftest import spec
 from worker.adaptation import parallel
 from worker.adaptation.events import parse
-from worker.adaptation.run import _shareable
+from worker.adaptation.run import METHODS, _shareable
 
 UNIT = """
 import torch
@@ -135,6 +135,11 @@ def test_a_failure_of_both_is_told_and_aborts_neither(data, tmp_path):
     assert "Signal 6" not in ran.stderr, ran.stderr
 
 
+def why_alone(asked: AdaptationSpec) -> str | None:
+    target, pairs = range(60), range(27)
+    return _shareable(asked, METHODS[asked.method].work(asked, len(target), len(pairs)).keys(), target, pairs)
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
@@ -147,13 +152,22 @@ def test_a_failure_of_both_is_told_and_aborts_neither(data, tmp_path):
 )
 def test_what_two_processes_would_do_otherwise_than_one_is_for_one(data, monkeypatch, changes, why):
     monkeypatch.setattr(parallel, "size", lambda: 2)
-    asked = AdaptationSpec.model_validate_json(json.dumps(spec(data, **changes)))
-    assert why in _shareable(asked, range(60), range(27))
+    assert why in why_alone(AdaptationSpec.model_validate_json(json.dumps(spec(data, **changes))))
 
 
-def test_a_default_job_is_for_two(data, monkeypatch):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"method": "shot", "settings": {"preset": "default", "bridging": {"translator": "paper"}}},
+        {"method": "tgmb", "settings": {"transfer": {"batch_norm": "batch"}}},
+        {"settings": {"weights": {"kl": 0}, "bridging": {"translator": "paper"}}},
+    ],
+)
+def test_a_job_that_normalises_by_no_batch_is_for_two(data, monkeypatch, changes):
+    """Settings of a stage that a job does not have keep none of its processes away."""
     monkeypatch.setattr(parallel, "size", lambda: 2)
-    assert _shareable(AdaptationSpec.model_validate_json(json.dumps(spec(data))), range(60), range(27)) is None
+    assert why_alone(AdaptationSpec.model_validate_json(json.dumps(spec(data, **changes)))) is None
 
 
 def test_a_process_by_itself_has_everything():
