@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,13 +18,15 @@ from opentelemetry.sdk import environment_variables as of_sdk
 from PIL import Image
 from safetensors.torch import save_file
 
+from app.dashboard.form import LAYOUTS, PAIRS_LAYOUTS
 from app.method_settings import LossWeights
 from app.settings import Settings, Telemetry
-from app.spec import DataSpec, InputSpec, JobRequest, Scaling, TargetReference
+from app.spec import WITHOUT_PAIRS, DataSpec, InputSpec, JobRequest, Method, Scaling, TargetReference
 from tests.adaptation.conftest import adapting, make
 from worker.adaptation import preprocessing
 from worker.adaptation.data import read_target
 from worker.adaptation.evaluation import centre_batch
+from worker.adaptation.run import METHODS
 from worker.adaptation.verdict import AGREEMENT, CHURN, ENTROPY_SHARE, FEATURE_DISTANCE_RATIO
 
 ROOT = Path(__file__).parents[1]
@@ -126,7 +128,7 @@ def test_every_setting_is_told_with_its_default() -> None:
             if isinstance(field.default, float)
             else str(field.default)
         )
-    assert told == expected
+    assert told == expected, "docs/operating.md has a row for each field of app/settings.py, with its default, and no other"
 
 
 def test_every_variable_of_opentelemetry_that_is_read_is_told() -> None:
@@ -138,7 +140,30 @@ def test_every_loss_is_told_with_its_weight_and_default() -> None:
     rows = table("docs/method.md", "`L_").values()
     assert {row[1]: float(row[2]) for row in rows} == {
         f"settings.weights.{name}": field.default for name, field in LossWeights.model_fields.items()
-    }
+    }, "docs/method.md has a row for each weight of app/method_settings.py, with its default, and no other"
+
+
+def test_every_method_has_its_module_and_is_told() -> None:
+    told = text("docs/method.md").partition("\n## Methods\n")[2].partition("\n## ")[0]
+    methods = get_args(Method)
+    assert tuple(METHODS) == methods, "METHODS of worker/adaptation/run.py has each method of app/spec.py"
+    _, *rows = re.findall(r"^\| `(\w+)` \|", told, re.MULTILINE)
+    assert tuple(rows) == methods, "docs/method.md has a row for each method"
+
+
+def test_every_layout_is_told() -> None:
+    told = text("docs/data.md").partition("\n## Layouts\n")[2].partition("\n## ")[0]
+    named = {name for line in re.findall(r"^### .*|^\| `\w+` \|", told, re.MULTILINE) for name in re.findall(r"`(\w+)`", line)}
+    missing = {*LAYOUTS, *PAIRS_LAYOUTS} - named
+    assert missing == set(), "docs/data.md has a heading, or a row of the data sets, for each layout of app/spec.py"
+
+
+def test_every_page_says_alike_which_methods_need_no_pairs() -> None:
+    names = [f"`{name}`" for name in WITHOUT_PAIRS]
+    (row,) = (line for line in text("docs/data.md").splitlines() if line.startswith("| `data.pairs`"))
+    told = DataSpec.model_fields["pairs"].description or ""
+    assert re.findall(r"`\w+`", row.split("|")[4]) == names, "docs/data.md"
+    assert told.startswith(f"Needed by every method but {' and '.join(WITHOUT_PAIRS)}."), "data.pairs of app/spec.py"
 
 
 def test_what_the_method_gains_is_what_the_results_say() -> None:
