@@ -98,6 +98,16 @@ def test_every_test_that_is_named_exists(page: Path) -> None:
     assert named - set(re.findall(r"^def (test_\w+)", written, re.MULTILINE)) == set()
 
 
+def test_every_file_that_contributors_are_sent_to_is_there_and_has_what_they_look_for() -> None:
+    page = text("CONTRIBUTING.md")
+    tops = "|".join(sorted(path.name for path in ROOT.iterdir() if path.is_dir()))
+    paths = set(re.findall(rf"`((?:{tops})/[^`\s]+)`", page))
+    assert len(paths) > 30 and [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+    sought = re.findall(r"`(\w+)`(?: of| in)\s+`([\w/]+\.py)`", page)
+    assert len(sought) > 10
+    assert [(name, path) for name, path in sought if not re.search(rf"\b{name}\b", text(path))] == []
+
+
 @each_page
 def test_every_shell_block_is_shell(page: Path) -> None:
     for block in blocks(page, "sh"):
