@@ -172,8 +172,10 @@ def test_every_page_says_alike_which_methods_need_no_pairs() -> None:
     names = [f"`{name}`" for name in WITHOUT_PAIRS]
     (row,) = (line for line in text("docs/data.md").splitlines() if line.startswith("| `data.pairs`"))
     told = DataSpec.model_fields["pairs"].description or ""
-    assert re.findall(r"`\w+`", row.split("|")[4]) == names, "docs/data.md"
-    assert told.startswith(f"Needed by every method but {' and '.join(WITHOUT_PAIRS)}."), "data.pairs of app/spec.py"
+    assert re.findall(r"`\w+`", row.split("|")[4]) == names, "the row of `data.pairs` in docs/data.md names each of WITHOUT_PAIRS"
+    assert told.startswith(f"Needed by every method but {' and '.join(WITHOUT_PAIRS)}."), (
+        "the docstring of `pairs` in app/spec.py names each of WITHOUT_PAIRS"
+    )
 
 
 def test_what_the_method_gains_is_what_the_results_say() -> None:

@@ -64,6 +64,9 @@ parallel.end()
 """
 
 
+ALONE = "is this for one process? Then `_shareable` of worker/adaptation/run.py has to say why"
+
+
 def two(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
     environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -129,7 +132,7 @@ def test_two_processes_have_those_of_one_by_every_other_method(adapt, data, tmp_
 
 
 def are_alike(one: Ran, shared: Path) -> None:
-    """The artifacts, series and weights, but for roundings. Where a method's are not, `_shareable` is to say why one does it alone."""
+    """The artifacts, series and weights, but for roundings."""
     assert sorted(path.name for path in (shared / "artifacts").iterdir()) == sorted(
         path.name for path in (one.out / "artifacts").iterdir()
     )
@@ -137,10 +140,12 @@ def are_alike(one: Ran, shared: Path) -> None:
     assert series.keys() == one.series.keys()
     for name, points in one.series.items():
         assert [step for step, _ in series[name]] == [step for step, _ in points], name
-        assert [value for _, value in series[name]] == pytest.approx([value for _, value in points], rel=2e-3, abs=2e-4), name
+        assert [value for _, value in series[name]] == pytest.approx([value for _, value in points], rel=2e-3, abs=2e-4), (
+            f"{name}: {ALONE}"
+        )
     ours, theirs = (load_file(out / "artifacts/model.safetensors") for out in (one.out, shared))
     for name, value in ours.items():
-        assert torch.allclose(value.float(), theirs[name].float(), rtol=1e-2, atol=2e-3), name
+        assert torch.allclose(value.float(), theirs[name].float(), rtol=1e-2, atol=2e-3), f"{name}: {ALONE}"
 
 
 def test_a_failure_of_both_is_told_and_aborts_neither(data, tmp_path):
