@@ -23,11 +23,13 @@ $(READY): pyproject.toml constraints.txt client/pyproject.toml
 demo: $(READY)  ## Start everything, adapt a classifier from RGB to depth over HTTP, and show what it gained
 	@$(BIN)/python -m demo
 
-test: $(READY)  ## Lint, check the architecture, run the whole suite
+test: lint  ## Lint, check the architecture, run the whole suite
+	$(BIN)/pytest --numprocesses auto --dist worksteal
+
+lint: $(READY)  ## What a change must pass before its tests: ruff's rules and layout, and who may import what
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/pytest --numprocesses auto --dist worksteal
 
 browser:  ## Install Chromium, in which the dashboard is tested, where it is missing (Debian; as root)
 	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null || { apt-get update -qq \

@@ -12,13 +12,13 @@ import json
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 from app.errors import Problem, few
 from app.references import Entry, Roots, Tree, folder, tree
-from app.spec import DATA_SETS, SENSORS, ImagesReference, PairsReference
+from app.spec import DATA_SETS, SENSORS, DataSet, ImagesReference, PairsReference
 
 Reference = ImagesReference | PairsReference
 
@@ -85,9 +85,8 @@ def views(reference: Reference, roots: Roots | Tree, pointer: str) -> dict[str, 
     app.references.Tree.walk does."""
     where = tree(roots)
     base = folder(where, reference.uri, pointer)
-    read = {"sunrgbd": _sunrgbd, "diml": _diml, "nirscene": _nirscene}[reference.layout]
     found: dict[str, View] = {}
-    for name, scene, side, entry in read(reference, base, where, pointer):
+    for name, scene, side, entry in READERS[reference.layout](reference, base, where, pointer):
         view = found.setdefault(name, View(scene))
         if (other := getattr(view, side)) is not None:
             detail = f"{entry.name} and {other.name} are two images of one sensor in one view"
@@ -171,6 +170,16 @@ def _nirscene(reference: Reference, base: PurePath, tree: Tree, pointer: str) ->
         if stem and sensor in ("rgb", "nir"):
             view = (path.relative_to(base).parent / stem).as_posix()
             yield view, path.parent.name, "target" if sensor == "nir" else "source", Entry(name, path)
+
+
+READERS: dict[DataSet, Callable[[Reference, PurePath, Tree, str], Found]] = {
+    "sunrgbd": _sunrgbd,
+    "diml": _diml,
+    "nirscene": _nirscene,
+}
+"""What each data set's folder holds."""
+FILE_A_VIEW = frozenset({"sunrgbd"})
+"""Those that have a text file beside each view, which says its scene."""
 
 
 def _letters(name: str) -> str:

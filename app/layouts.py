@@ -199,6 +199,12 @@ def check_set(data: DataSpec, name: str, classes: Sequence[str], roots: Roots | 
     return len(labelled(data.evaluation, classes, roots))
 
 
+def reads_a_file_an_image(data: DataSpec, name: str) -> bool:
+    """Whether `check_set` opens a text file for each image of the set: its scene's name, or its label."""
+    layout = getattr(data, name).layout
+    return layout in dataset_layouts.FILE_A_VIEW or (layout == "webdataset" and name == "evaluation")
+
+
 def _enough(found: int, least: int, what: str, pointer: str) -> int:
     if found < least:
         raise Problem("too_few_images", f"{found} {what}; at least {least} are needed", pointer=pointer)

@@ -47,6 +47,10 @@ class LossWeights(Strict):
     """L_BN on the target model: statistics of raw target images in its batch norms against the source model's running
     ones. After SOCKET, whose L_d has another scale; the paper's method has none."""
 
+    def only(self, *names: str) -> LossWeights:
+        """These as they are, and every other loss off: so a loss that is new is none of a baseline's."""
+        return LossWeights(**{name: getattr(self, name) if name in names else 0.0 for name in LossWeights.model_fields})
+
 
 class BridgingSettings(Strict):
     """Stage 1, TGMB: trains the translator T."""

@@ -35,6 +35,7 @@ on_sqlite = pytest.mark.parametrize("service", ["sqlite"], indirect=True)
 """For what is answered without the database: which one it is cannot matter."""
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """More than there are cores: half of a test is waiting, for a server to come up or a lease to run out."""
     return len(os.sched_getaffinity(0)) + 2

@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
-from app import layouts, references
+from app import dataset_layouts, layouts, references
 from app.errors import Problem
-from app.spec import DataSpec, ImagesReference, PairsReference
+from app.spec import DATA_SETS, DataSet, DataSpec, ImagesReference, PairsReference
 from tests.datasets import SUN_VIEWS, diml_sample_view, diml_view, nir_view, sun_view
 
 CLASSES = ["bedroom", "Living room"]
@@ -54,6 +55,10 @@ def refusal(call, *arguments, **more) -> Problem:
     with pytest.raises(Problem) as caught:
         call(*arguments, **more)
     return caught.value
+
+
+def test_every_data_set_says_what_it_measures_and_has_its_reader():
+    assert get_args(DataSet) == tuple(DATA_SETS) == tuple(dataset_layouts.READERS)
 
 
 # SUN RGB-D

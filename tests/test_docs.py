@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,13 +18,15 @@ from opentelemetry.sdk import environment_variables as of_sdk
 from PIL import Image
 from safetensors.torch import save_file
 
+from app.dashboard.form import LAYOUTS, PAIRS_LAYOUTS
 from app.method_settings import LossWeights
 from app.settings import Settings, Telemetry
-from app.spec import DataSpec, InputSpec, JobRequest, Scaling, TargetReference
+from app.spec import WITHOUT_PAIRS, DataSpec, InputSpec, JobRequest, Method, Scaling, TargetReference
 from tests.adaptation.conftest import adapting, make
 from worker.adaptation import preprocessing
 from worker.adaptation.data import read_target
 from worker.adaptation.evaluation import centre_batch
+from worker.adaptation.run import METHODS
 from worker.adaptation.verdict import AGREEMENT, CHURN, ENTROPY_SHARE, FEATURE_DISTANCE_RATIO
 
 ROOT = Path(__file__).parents[1]
@@ -96,6 +98,16 @@ def test_every_test_that_is_named_exists(page: Path) -> None:
     assert named - set(re.findall(r"^def (test_\w+)", written, re.MULTILINE)) == set()
 
 
+def test_every_file_that_contributors_are_sent_to_is_there_and_has_what_they_look_for() -> None:
+    page = text("CONTRIBUTING.md")
+    tops = "|".join(sorted(path.name for path in ROOT.iterdir() if path.is_dir()))
+    paths = set(re.findall(rf"`((?:{tops})/[^`\s]+)`", page))
+    assert len(paths) > 30 and [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+    sought = re.findall(r"`(\w+)`(?: of| in)\s+`([\w/]+\.py)`", page)
+    assert len(sought) > 10
+    assert [(name, path) for name, path in sought if not re.search(rf"\b{name}\b", text(path))] == []
+
+
 @each_page
 def test_every_shell_block_is_shell(page: Path) -> None:
     for block in blocks(page, "sh"):
@@ -126,7 +138,7 @@ def test_every_setting_is_told_with_its_default() -> None:
             if isinstance(field.default, float)
             else str(field.default)
         )
-    assert told == expected
+    assert told == expected, "docs/operating.md has a row for each field of app/settings.py, with its default, and no other"
 
 
 def test_every_variable_of_opentelemetry_that_is_read_is_told() -> None:
@@ -138,7 +150,32 @@ def test_every_loss_is_told_with_its_weight_and_default() -> None:
     rows = table("docs/method.md", "`L_").values()
     assert {row[1]: float(row[2]) for row in rows} == {
         f"settings.weights.{name}": field.default for name, field in LossWeights.model_fields.items()
-    }
+    }, "docs/method.md has a row for each weight of app/method_settings.py, with its default, and no other"
+
+
+def test_every_method_has_its_module_and_is_told() -> None:
+    told = text("docs/method.md").partition("\n## Methods\n")[2].partition("\n## ")[0]
+    methods = get_args(Method)
+    assert tuple(METHODS) == methods, "METHODS of worker/adaptation/run.py has each method of app/spec.py"
+    _, *rows = re.findall(r"^\| `(\w+)` \|", told, re.MULTILINE)
+    assert tuple(rows) == methods, "docs/method.md has a row for each method"
+
+
+def test_every_layout_is_told() -> None:
+    told = text("docs/data.md").partition("\n## Layouts\n")[2].partition("\n## ")[0]
+    named = {name for line in re.findall(r"^### .*|^\| `\w+` \|", told, re.MULTILINE) for name in re.findall(r"`(\w+)`", line)}
+    missing = {*LAYOUTS, *PAIRS_LAYOUTS} - named
+    assert missing == set(), "docs/data.md has a heading, or a row of the data sets, for each layout of app/spec.py"
+
+
+def test_every_page_says_alike_which_methods_need_no_pairs() -> None:
+    names = [f"`{name}`" for name in WITHOUT_PAIRS]
+    (row,) = (line for line in text("docs/data.md").splitlines() if line.startswith("| `data.pairs`"))
+    told = DataSpec.model_fields["pairs"].description or ""
+    assert re.findall(r"`\w+`", row.split("|")[4]) == names, "the row of `data.pairs` in docs/data.md names each of WITHOUT_PAIRS"
+    assert told.startswith(f"Needed by every method but {' and '.join(WITHOUT_PAIRS)}."), (
+        "the docstring of `pairs` in app/spec.py names each of WITHOUT_PAIRS"
+    )
 
 
 def test_what_the_method_gains_is_what_the_results_say() -> None:

@@ -93,12 +93,12 @@ def test_the_page_tells_of_every_metric_its_type_and_its_labels(exported: dict[s
         for name, cells in table("docs/monitoring.md", "`modalbridge_").items()
     }
     ours = {name: value for name, value in exported.items() if not name.startswith("process_")}
-    assert told == ours
+    assert told == ours, "a table of docs/monitoring.md has a row for each metric, with its type and its labels"
 
 
 def test_the_page_tells_of_every_invariant_that_a_query_watches():
     page = text("docs/monitoring.md").partition("## Invariants")[2].partition("What no query watches")[0]
-    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(INVARIANTS)
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(INVARIANTS), "those of worker/invariants.py, in its order"
 
 
 def test_the_page_tells_of_every_cause_of_a_loss():
@@ -155,7 +155,9 @@ def test_every_panel_uses_what_is_exported_and_has_a_title_of_its_own(series: di
 
 def test_the_dashboard_shows_every_metric(exported: dict[str, tuple[str, frozenset[str]]]):
     shown = " ".join(target["expr"] for panel in panels() for target in panel["targets"])
-    assert [name for name in exported if name.startswith("modalbridge_") and name not in shown] == []
+    assert [name for name in exported if name.startswith("modalbridge_") and name not in shown] == [], (
+        "deploy/grafana/modalbridge.json has a panel of each metric: copy one of its row, and give it an id, title and place"
+    )
 
 
 def test_the_dashboard_can_be_loaded():

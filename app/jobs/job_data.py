@@ -75,10 +75,9 @@ def check(finder: Finder, data: DataSpec, classes: Sequence[str]) -> list[Pin]:
         led = remote.parse(reference.uri, pointer)
         if led.base not in seen:
             seen[led.base] = finder.look(led, pointer)
-        # Each view of SUN RGB-D has a file that says its scene, each labelled sample of webdataset one that says its class:
-        # thousands of small requests to a bucket.
-        many_files = reference.layout == "sunrgbd" or (reference.layout == "webdataset" and name == "evaluation")
-        if (tree := seen[led.base].tree) is not None and not (led.scheme == "s3" and many_files):
+        # A file for each image is thousands of small requests to a bucket.
+        small_files = led.scheme == "s3" and layouts.reads_a_file_an_image(data, name)
+        if (tree := seen[led.base].tree) is not None and not small_files:
             layouts.check_set(data, name, classes, tree)
     return [one.pin for one in seen.values()]
 

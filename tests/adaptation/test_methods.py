@@ -7,11 +7,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from app.errors import Problem
+from app.method_settings import LossWeights
 from worker.adaptation import losses
 from worker.adaptation.source_model import Classifier
 from worker.adaptation.translator import ResidualTranslator, build
 
-OFF = dict.fromkeys(("rec", "rec_f", "d", "im", "bn_s", "kl", "feat", "self", "im_t", "bn_t"), 0.0)
+OFF = dict.fromkeys(LossWeights.model_fields, 0.0)
 
 
 def only(**weights: float) -> dict:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,11 +16,11 @@ import torch
 from safetensors.torch import load_file
 
 from app.errors import Problem
-from app.spec import AdaptationSpec
-from tests.adaptation.conftest import spec
+from app.spec import AdaptationSpec, Method
+from tests.adaptation.conftest import Ran, spec
 from worker.adaptation import parallel
 from worker.adaptation.events import parse
-from worker.adaptation.run import _shareable
+from worker.adaptation.run import METHODS, _shareable
 
 UNIT = """
 import torch
@@ -61,6 +62,9 @@ assert parallel.agreed(float(parallel.rank() + 7)) == 7
 assert parallel.any_of(not parallel.first())
 parallel.end()
 """
+
+
+ALONE = "is this for one process? Then `_shareable` of worker/adaptation/run.py has to say why"
 
 
 def two(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -114,17 +118,34 @@ def test_two_processes_have_the_losses_and_weights_of_one(adapt, data, tmp_path,
 
     events = [parse(line) for line in ran.stdout.splitlines() if line.startswith("{")]
     assert [event.type for event in events].count("result") == 1, "one process speaks"
-    assert sorted(path.name for path in (tmp_path / "two/artifacts").iterdir()) == sorted(
+    are_alike(one, tmp_path / "two")
+
+
+@pytest.mark.parametrize("method", [method for method in get_args(Method) if method not in ("source_only", "tgmb_tgkt")])
+def test_two_processes_have_those_of_one_by_every_other_method(adapt, data, tmp_path, method):
+    changes = {"method": method, "settings": {"preset": "default", "bridging": {"steps": 8, "by_relevance": False}}}
+    one = adapt("one", **changes)
+    spec(data, **changes)
+    ran = two("-m", "worker.adaptation", str(data / "spec.json"), "--out", str(tmp_path / "two"))
+    assert ran.returncode == 0, ran.stderr
+    are_alike(one, tmp_path / "two")
+
+
+def are_alike(one: Ran, shared: Path) -> None:
+    """The artifacts, series and weights, but for roundings."""
+    assert sorted(path.name for path in (shared / "artifacts").iterdir()) == sorted(
         path.name for path in (one.out / "artifacts").iterdir()
     )
-    series = json.loads((tmp_path / "two/artifacts/metrics.json").read_text())["series"]
+    series = json.loads((shared / "artifacts/metrics.json").read_text())["series"]
     assert series.keys() == one.series.keys()
     for name, points in one.series.items():
         assert [step for step, _ in series[name]] == [step for step, _ in points], name
-        assert [value for _, value in series[name]] == pytest.approx([value for _, value in points], rel=2e-3, abs=2e-4), name
-    ours, theirs = (load_file(out / "artifacts/model.safetensors") for out in (one.out, tmp_path / "two"))
+        assert [value for _, value in series[name]] == pytest.approx([value for _, value in points], rel=2e-3, abs=2e-4), (
+            f"{name}: {ALONE}"
+        )
+    ours, theirs = (load_file(out / "artifacts/model.safetensors") for out in (one.out, shared))
     for name, value in ours.items():
-        assert torch.allclose(value.float(), theirs[name].float(), rtol=1e-2, atol=2e-3), name
+        assert torch.allclose(value.float(), theirs[name].float(), rtol=1e-2, atol=2e-3), f"{name}: {ALONE}"
 
 
 def test_a_failure_of_both_is_told_and_aborts_neither(data, tmp_path):
@@ -133,6 +154,11 @@ def test_a_failure_of_both_is_told_and_aborts_neither(data, tmp_path):
     ran = two("-m", "worker.adaptation", str(data / "spec.json"), "--out", str(tmp_path / "two"))
     assert '"code":"reference_missing"' in ran.stdout.replace(" ", "")
     assert "Signal 6" not in ran.stderr, ran.stderr
+
+
+def why_alone(asked: AdaptationSpec) -> str | None:
+    target, pairs = range(60), range(27)
+    return _shareable(asked, METHODS[asked.method].work(asked, len(target), len(pairs)).keys(), target, pairs)
 
 
 @pytest.mark.parametrize(
@@ -147,13 +173,22 @@ def test_a_failure_of_both_is_told_and_aborts_neither(data, tmp_path):
 )
 def test_what_two_processes_would_do_otherwise_than_one_is_for_one(data, monkeypatch, changes, why):
     monkeypatch.setattr(parallel, "size", lambda: 2)
-    asked = AdaptationSpec.model_validate_json(json.dumps(spec(data, **changes)))
-    assert why in _shareable(asked, range(60), range(27))
+    assert why in why_alone(AdaptationSpec.model_validate_json(json.dumps(spec(data, **changes))))
 
 
-def test_a_default_job_is_for_two(data, monkeypatch):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"method": "shot", "settings": {"preset": "default", "bridging": {"translator": "paper"}}},
+        {"method": "tgmb", "settings": {"transfer": {"batch_norm": "batch"}}},
+        {"settings": {"weights": {"kl": 0}, "bridging": {"translator": "paper"}}},
+    ],
+)
+def test_a_job_that_normalises_by_no_batch_is_for_two(data, monkeypatch, changes):
+    """Settings of a stage that a job does not have keep none of its processes away."""
     monkeypatch.setattr(parallel, "size", lambda: 2)
-    assert _shareable(AdaptationSpec.model_validate_json(json.dumps(spec(data))), range(60), range(27)) is None
+    assert why_alone(AdaptationSpec.model_validate_json(json.dumps(spec(data, **changes)))) is None
 
 
 def test_a_process_by_itself_has_everything():

@@ -10,11 +10,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from app.spec import AdaptationSpec, Method
 from worker.adaptation import checkpoint
 from worker.adaptation.events import Event, parse
+from worker.adaptation.run import METHODS
 
 from .conftest import spec
 from .engine import started
@@ -105,6 +108,20 @@ def test_asked_to_stop_it_finishes_the_step_says_so_and_goes_on_later(job, phase
     assert events[0].resumed_from == (phase, events[0].resumed_from[1])
     assert code == 0
     assert weights(job, out) == weights(job, "whole")
+
+
+@pytest.mark.parametrize("method", [method for method in get_args(Method) if method not in ("source_only", "tgmb_tgkt")])
+def test_every_other_method_goes_on_in_its_last_stage_too(data, method):
+    """What it needs at the next step must be in its checkpoint."""
+    asked = spec(data, method=method)
+    phase = [*METHODS[method].work(AdaptationSpec.model_validate_json(json.dumps(asked)), 60, 27)][-1]
+    events, code = attempt(data, "whole")
+    assert (code, events[-1].type) == (0, "result")
+    assert attempt(data, "stopped", at("checkpoint", phase, 3), signal.SIGTERM)[0][-1].type == "stopped"
+    events, code = attempt(data, "stopped")
+    assert (code, events[0].resumed_from[0]) == (0, phase)
+    for name in ("model.safetensors", "metrics.json"):
+        assert (data / "stopped/artifacts" / name).read_bytes() == (data / "whole/artifacts" / name).read_bytes(), name
 
 
 def test_bf16_of_another_machine_is_not_kept_where_the_cpu_emulates_it(data):

@@ -4,7 +4,7 @@ images."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.spec import AdaptationSpec
 from worker.adaptation import evaluation
 from worker.adaptation.device import to_device
 from worker.adaptation.ensemble import Ensemble
 from worker.adaptation.evaluation import Model, centre_pairs, chunks
+from worker.adaptation.events import Phase
 from worker.adaptation.image_sets import Images, LabelledImages
 from worker.adaptation.job import Adapted, Job
 from worker.adaptation.methods.tgmb import split
@@ -36,9 +36,9 @@ class Assessed:
     changed: dict[str, np.ndarray]
 
 
-def work(spec: AdaptationSpec, images: int) -> float:
-    """In forward passes of one image."""
-    return images * {"source_only": 1, "shot": 2, "socket": 2, "tgmb": 2}.get(spec.method, 3)
+def work(phases: Collection[Phase], images: int) -> float:
+    """In forward passes of one image: the source model, and what each phase in which the method trains has made."""
+    return images * (1 + len({"bridging", "transferring"} & set(phases)))
 
 
 def assess(job: Job, adapted: Adapted, labelled: LabelledImages | None) -> Assessed:
@@ -138,7 +138,7 @@ class _Done:
 
     def __init__(self, job: Job, images: int) -> None:
         self.job, self.images, self.began = job, 0, time.monotonic()
-        self.of = max(1, round(work(job.spec, images)))
+        self.of = max(1, round(work(job.work.keys(), images)))
 
     def __call__(self, images: int) -> None:
         self.images += images

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -19,18 +19,18 @@ import torchvision
 from app import layouts
 from app.errors import Problem
 from app.references import Disk, shown
-from app.spec import WITHOUT_PAIRS, AdaptationSpec
+from app.spec import WITHOUT_PAIRS, AdaptationSpec, Method
 from worker.adaptation import artifacts, assessment, checkpoint, data, device, export, parallel, pictures, report, source_model
 from worker.adaptation.device import Precision
 from worker.adaptation.ensemble import Ensemble
-from worker.adaptation.events import Logged, Result, Started, Warned
+from worker.adaptation.events import Logged, Phase, Result, Started, Warned
 from worker.adaptation.image_sets import Images, Pairs
 from worker.adaptation.job import Job
 from worker.adaptation.journal import Journal
 from worker.adaptation.methods import shot, socket, socket_tgmb, source_only, tgkt, tgmb
 from worker.adaptation.source_model import Classifier
 
-METHODS: dict[str, ModuleType] = {
+METHODS: dict[Method, ModuleType] = {
     "source_only": source_only,
     "shot": shot,
     "socket": socket,
@@ -38,7 +38,7 @@ METHODS: dict[str, ModuleType] = {
     "tgmb": tgmb,
     "tgmb_tgkt": tgkt,
 }
-"""Each has adapt(job) -> Adapted, and work(spec, target images, pairs) -> cost by phase."""
+"""Each has adapt(job) -> Adapted, and work(spec, target images, pairs) -> cost by phase, of the phases in which it trains."""
 
 
 def run(
@@ -80,7 +80,10 @@ def run(
     with parallel.first_before_others():
         target = data.read_target(placed.data, input, cache, journal, roots, classes)
         pairs = data.read_pairs(placed.data, input, target, cache, journal, roots, classes) if needs_pairs else None
-    if not _together(spec, target, pairs, journal):
+    method = METHODS[spec.method]
+    work = method.work(spec, len(target), len(pairs or ()))
+    trained = frozenset(work)
+    if not _together(spec, trained, target, pairs, journal):
         return None
     identity["data"], identity["images"] = _fingerprint(target, pairs), _digest(target, pairs)
     if saved is not None and _others(identity, saved["identity"]):
@@ -90,13 +93,11 @@ def run(
         saved = None
     if saved is not None and kept != saved["precision"]:
         journal(Logged(message=f"precision {kept}: {device.name(where)} emulates {saved['precision']}, the checkpoint's"))
-    precision = kept if saved else _precision(spec, source, where, journal)
+    precision = kept if saved else _precision(spec, trained, source, where, journal)
 
-    method = METHODS[spec.method]
     evaluated = layouts.labelled(placed.data.evaluation, classes, roots) if spec.data.evaluation else []
     adapted_to = data.shared(placed.data, evaluated, roots, classes) if evaluated else frozenset()
-    work = method.work(spec, len(target), len(pairs or ()))
-    work["evaluating"] = assessment.work(spec, len(target) + len(evaluated))
+    work["evaluating"] = assessment.work(trained, len(target) + len(evaluated))
     job = Job(spec, folder, journal, where, precision, source, target, pairs, identity, checkpoint_every, work)
     if saved is not None:
         job.finished, job.series, job.seconds, job.resumed = (saved[key] for key in ("finished", "series", "seconds", "stage"))
@@ -167,10 +168,12 @@ def _kept_precision(saved: Precision, spec: AdaptationSpec, where: torch.device)
     return saved if saved == "fp32" or asked or device.has_bf16(where) else "fp32"
 
 
-def _precision(spec: AdaptationSpec, source: Classifier | Ensemble, where: torch.device, journal: Journal) -> Precision:
+def _precision(
+    spec: AdaptationSpec, trained: Collection[Phase], source: Classifier | Ensemble, where: torch.device, journal: Journal
+) -> Precision:
     if spec.settings.precision != "auto":
         return spec.settings.precision
-    if spec.method == "source_only":
+    if not trained:
         return "fp32"
     size, batch_size = spec.source_model.input.size, spec.settings.transfer.batch_size
     precision, ratio = device.measure_precision(source, where, size, batch_size)
@@ -180,11 +183,11 @@ def _precision(spec: AdaptationSpec, source: Classifier | Ensemble, where: torch
     return precision
 
 
-def _together(spec: AdaptationSpec, target: Images, pairs: Pairs | None, journal: Journal) -> bool:
+def _together(spec: AdaptationSpec, trained: Collection[Phase], target: Images, pairs: Pairs | None, journal: Journal) -> bool:
     """Whether this process is to work on the job: each of several, or the first alone where they can't share it."""
     if (several := parallel.size()) == 1:
         return True
-    if (why := _shareable(spec, target, pairs)) is None:
+    if (why := _shareable(spec, trained, target, pairs)) is None:
         journal(Logged(message=f"{several} processes work on it, each on a share of every batch"))
         return True
     parallel.end()
@@ -192,14 +195,14 @@ def _together(spec: AdaptationSpec, target: Images, pairs: Pairs | None, journal
     return parallel.first()
 
 
-def _shareable(spec: AdaptationSpec, target: Images, pairs: Pairs | None) -> str | None:
-    """Why several processes would not do what one does, if so."""
+def _shareable(spec: AdaptationSpec, trained: Collection[Phase], target: Images, pairs: Pairs | None) -> str | None:
+    """Why several processes would not do what one does, if so. trained: the phases in which the method trains."""
     s, several = spec.settings, parallel.size()
-    if spec.method == "source_only":
+    if not trained:
         return "nothing is trained"
-    if spec.method != "tgmb" and s.transfer.batch_norm == "batch":
+    if "transferring" in trained and s.transfer.batch_norm == "batch":
         return "each would normalise by its own share of the batch (transfer.batch_norm)"
-    if spec.method in ("tgmb", "tgmb_tgkt", "socket_tgmb") and s.bridging.translator == "paper":
+    if "bridging" in trained and s.bridging.translator == "paper":
         return "each would normalise by its own share of the batch in the paper's translator"
     least = min(s.transfer.batch_size, s.bridging.batch_size, len(target), len(pairs) if pairs else len(target))
     return f"batches of {least} images are too small to be shared" if least < 2 * several else None

@@ -10,7 +10,7 @@ from worker.adaptation.methods import transfer
 
 
 def terms(spec: AdaptationSpec) -> LossWeights:
-    return spec.settings.weights.model_copy(update={"kl": 0.0, "feat": 0.0, "bn_t": 0.0})
+    return spec.settings.weights.only("self", "im_t")
 
 
 def work(spec: AdaptationSpec, target: int, pairs: int) -> dict[Phase, float]:

@@ -16,7 +16,7 @@ from worker.adaptation.translator import replicate
 
 
 def terms(spec: AdaptationSpec) -> LossWeights:
-    return spec.settings.weights.model_copy(update={"kl": 0.0})
+    return spec.settings.weights.only("feat", "self", "im_t", "bn_t")
 
 
 def work(spec: AdaptationSpec, target: int, pairs: int) -> dict[Phase, float]:
