@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import string
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -154,13 +155,20 @@ def _diml(reference: Reference, base: PurePath, tree: Tree, pointer: str) -> Fou
         scene = next((word for part in reversed((base.name, *parts[:-2])) if (word := _diml_scene(part))), None)
         if scene is None:
             raise Problem("layout_mismatch", f"{name} lies below no folder that names its scene", pointer=pointer)
-        stem = re.sub(r"(_[a-z]+)+$", "", path.stem, flags=re.IGNORECASE)
+        stem = _without_suffixes(path.stem)
         yield "/".join((*parts[:-2], stem)), scene, "target" if path.parent.name == depth else "source", Entry(name, path)
+
+
+def _without_suffixes(stem: str) -> str:
+    """in_01_160217_123138_depth_filled -> in_01_160217_123138. Read from its end: a pattern that is bound to the end alone is tried at every
+    letter, and names come from anybody."""
+    suffixes = re.match(r"(?:[a-z]+_)*", stem[::-1], re.IGNORECASE)
+    return stem[: len(stem) - suffixes.end()] if suffixes else stem
 
 
 def _diml_scene(part: str) -> str:
     """Without the numbers: 12. Livingroom -> Livingroom, 03_classroom_1 -> classroom, 16.01.20 -> nothing."""
-    return re.sub(r"^[\d._\s]+|[\d._\s]+$", "", part)
+    return part.strip(string.digits + string.whitespace + "._")
 
 
 def _nirscene(reference: Reference, base: PurePath, tree: Tree, pointer: str) -> Found:

@@ -12,7 +12,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import database, health, logs, observability, problems, tracing
+from app import database, health, logs, observability, problems, threads, tracing
 from app.artifacts import routes as artifacts
 from app.blobs import open_blobs
 from app.broker import make_celery
@@ -70,6 +70,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.blobs = open_blobs(settings)
     app.state.celery = make_celery(settings)
     app.state.probes = Probes()
+    app.state.checks = threads.checks()
     app.state.readiness = health.Readiness(app.state)
     app.state.metrics = observability.Metrics(app.state)
     app.add_middleware(RequestId)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse
 
-from app import broker, uploads
+from app import broker, threads, uploads
 from app.dashboard import form
 from app.dashboard.jobs import ADDRESS
 from app.dashboard.pages import page
@@ -49,8 +49,8 @@ async def submit(request: Request, tenant: Tenant) -> Response:
             if faults:
                 raise Problem("invalid_request", faults[0][1], errors=[{"pointer": at, "detail": what} for at, what in faults])
             asked = await run_in_threadpool(parse, JobRequest, json.dumps(wanted).encode())
-            job, new = await run_in_threadpool(
-                service.submit, state.db, state.blobs, state.settings, tenant, asked, staged, key
+            job, new = await threads.check(
+                request, service.submit, state.db, state.blobs, state.settings, tenant, asked, staged, key
             )  # fmt: skip
         except Problem as problem:
             if problem.kind.status >= 500:

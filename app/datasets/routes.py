@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
-from app import uploads
+from app import threads, uploads
 from app.datasets import queries, service
 from app.datasets.schemas import DatasetDescription, DatasetView
 from app.errors import Problem
@@ -76,8 +76,8 @@ async def upload(request: Request, tenant: Tenant) -> Response:
         in_one_line(description.name, "/name")
         if received.staged is None:
             raise Problem("missing_file", "no multipart part `dataset`", pointer=service.POINTER)
-        dataset, new = await run_in_threadpool(
-            service.store, state.db, state.blobs, state.settings, tenant, description.name, received.staged
+        dataset, new = await threads.check(
+            request, service.store, state.db, state.blobs, state.settings, tenant, description.name, received.staged
         )
     view = DatasetView.model_validate(dataset).model_dump(mode="json")
     return JSONResponse(view, 201 if new else 200, headers={"Location": f"/datasets/{dataset.id}"})

@@ -12,7 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.sse import format_sse_event
 
-from app import broker, uploads
+from app import broker, threads, uploads
 from app.conditional import matches
 from app.database import Database
 from app.errors import Problem
@@ -116,8 +116,8 @@ async def submit(
         if "request" not in received.texts:
             raise Problem("malformed_multipart", "the part `request` is missing")
         wanted = await run_in_threadpool(parse, JobRequest, received.texts["request"])
-        job, new = await run_in_threadpool(
-            service.submit, state.db, state.blobs, state.settings, tenant, wanted, received.staged, idempotency_key
+        job, new = await threads.check(
+            request, service.submit, state.db, state.blobs, state.settings, tenant, wanted, received.staged, idempotency_key
         )
     if new:  # after the commit; if the broker is down, housekeeping wakes a worker instead
         await run_in_threadpool(broker.wake, state.celery, job.id, job.needs_cuda)

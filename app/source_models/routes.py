@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
-from app import uploads
+from app import threads, uploads
 from app.errors import Problem
 from app.pagination import Limit, Page, id_cursor, page_by_id
 from app.problems import documented, parse
@@ -81,8 +81,8 @@ async def upload(request: Request, tenant: Tenant) -> Response:
         service.require_units(description.input, "/input")
         if received.staged is None:
             raise Problem("missing_file", "no multipart part `source_model`", pointer="/source_model")
-        model, new = await run_in_threadpool(
-            service.store, state.db, state.blobs, state.settings, tenant, description, received.staged
+        model, new = await threads.check(
+            request, service.store, state.db, state.blobs, state.settings, tenant, description, received.staged
         )
     view = SourceModelView.model_validate(model).model_dump(mode="json")
     return JSONResponse(view, 201 if new else 200, headers={"Location": f"/source-models/{model.id}"})

@@ -24,6 +24,7 @@ from conftest import CLIENT, Jobs
 from faults import Proxy, instead, late
 from modalbridge.cli.app import app
 from modalbridge.cli.exits import Exit
+from modalbridge.cli.output import print_json
 from tests.archives import made, of_folder
 from tests.conftest import Service
 
@@ -116,6 +117,15 @@ def kept(jobs: Jobs, name: str, labels: dict[str, str] | None = None) -> str:
 def test_names_cannot_move_the_cursor(service: Service, jobs: Jobs) -> None:
     kept(jobs, "\x1b]0;title\x07\x1b[2J innocent")
     assert "\x1b" not in run(service.url, "ls").stdout and "innocent" in run(service.url, "ls").stdout
+
+
+def test_json_is_whole_and_moves_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """\\x9b begins a sequence as \\x1b[ does, \\u202e turns what follows around; JSON itself escapes neither."""
+    name = "\x9b2J \u202e grün\n"
+    print_json({"name": name})
+    said = capsys.readouterr().out
+    assert "\x9b" not in said and "\u202e" not in said and "grün" in said
+    assert json.loads(said) == {"name": name}
 
 
 def test_names_cannot_make_rows(service: Service, jobs: Jobs) -> None:

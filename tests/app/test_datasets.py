@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -13,18 +14,20 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from app import listing
+from app import listing, threads
 from app.database import EMBEDDED_TENANT
 from app.datasets import queries
 from app.datasets import service as datasets
 from app.datasets.table import Dataset
+from app.errors import Problem
 from app.references import Disk
 from app.settings import Settings
 from tests.app.conftest import make_data, safetensors, submit
 from tests.app.test_source_models import files_in
 from tests.archives import FORMATS, made, of_folder
-from tests.conftest import Service, serving
+from tests.conftest import Service, on_sqlite, serving
 from tests.datasets import sun_view
+from tests.worker.embedded import wait_for
 
 ARCHIVE = made("zip", {"hall/1.png": b"one", "hall/2.png": b"two", "hall/list.txt": b"1.png box\n", "readme.md": b"?"})
 FROM_A_MAC = made("zip", {"hall/1.png": b"one", "__MACOSX/hall/._1.png": b"its attributes", ".trash/2.png": b"two"})
@@ -121,6 +124,29 @@ def test_a_bad_archive_leaves_nothing(service: Service, file: bytes, code: str) 
     if code == "archive_unsafe":
         assert answer.json()["entry"] == "../../etc/x.png"
     assert files_in(service.blobs) == [] and service.client.get("/datasets").json()["data"] == []
+
+
+@on_sqlite
+def test_however_many_archives_are_looked_through_the_rest_is_answered(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[None] = []
+    over = threading.Event()
+
+    def store(*_: object) -> None:
+        begun.append(None)
+        over.wait(60)
+        raise Problem("archive_damaged", "seen to its end", pointer="/dataset")
+
+    monkeypatch.setattr("app.datasets.service.store", store)
+    with ThreadPoolExecutor(50) as pool:
+        uploads = [pool.submit(upload, service.client) for _ in range(50)]
+        try:
+            wait_for(lambda: len(begun) >= threads.AT_ONCE, "archives that are looked through")
+            for _ in range(20):
+                assert httpx.get(f"{service.url}/jobs", timeout=10).status_code == 200
+            assert len(begun) == threads.AT_ONCE
+        finally:
+            over.set()
+    assert {each.result().status_code for each in uploads} == {422}
 
 
 def test_the_limit_is_the_datasets_own(new_database_url: Any, tmp_path: Path) -> None:

@@ -26,9 +26,10 @@ def print_line(line: str) -> None:
 
 
 def print_json(document: Any) -> None:
-    """One document a line; where the charset may lack a character, all but ASCII is escaped."""
+    """One document a line; escaped is what would move a terminal's cursor, and where the charset may lack a character all but ASCII."""
     utf_8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
-    typer.echo(json.dumps(document, ensure_ascii=not utf_8, allow_nan=False))
+    text = json.dumps(document, ensure_ascii=not utf_8, allow_nan=False)
+    typer.echo("".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in text))
 
 
 def print_rows(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
