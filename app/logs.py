@@ -44,7 +44,9 @@ def configure(form: Literal["text", "json"] = "text") -> None:
         ]
     )
     if form == "json":
-        for name in ("uvicorn", "uvicorn.access"):
+        logging.basicConfig()
+        logging.captureWarnings(capture=True)
+        for name in (None, "uvicorn", "uvicorn.access"):
             as_json(logging.getLogger(name))
 
 

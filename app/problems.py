@@ -31,6 +31,10 @@ MOST_ERRORS = 20
 MOST_NAMES = 2000
 """In a body, of which none that is valid has so many: pydantic makes an error of each that is unknown, and no other thread runs while
 it does."""
+_TEXT = re.compile(rb'"(?:[^"\\]++|\\(?:.|\Z))*+(?:"(\s*+:)?|\Z)', re.DOTALL)
+"""A text of JSON, to the end of the body where it has none, and the colon that makes it a name."""
+Place = tuple["Place", str | int] | None
+"""In a document: where the one that holds it lies, and its name or number there."""
 
 
 class ProblemDocument(BaseModel):
@@ -67,7 +71,7 @@ def parse(model: type[M], raw: bytes, base: str = "") -> M:
         raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise Problem("malformed_json", f"not UTF-8 at byte {error.start}") from error
-    if len(re.findall(rb'"\s*:', raw)) > MOST_NAMES:
+    if sum(map(bool, _TEXT.findall(raw))) > MOST_NAMES:
         raise Problem("invalid_request", f"a body with more than {MOST_NAMES} names", pointer=base or None)
     if b"\\u0000" in raw and (pointer := _null_character(raw, base)) is not None:
         raise Problem("invalid_request", "a text holds a null character", pointer=pointer)
@@ -80,20 +84,28 @@ def parse(model: type[M], raw: bytes, base: str = "") -> M:
 def _null_character(raw: bytes, base: str) -> str | None:
     """The pointer to a text that holds one, or to the object that has one in a name."""
     try:
-        stack = [(base, from_json(raw))]
+        stack: list[tuple[Place, Any]] = [(None, from_json(raw))]
     except ValueError:  # said where the model is made of it
         return None
     while stack:
-        pointer, here = stack.pop()
+        place, here = stack.pop()
         if isinstance(here, dict):
             if any("\0" in name for name in here):
-                return pointer
-            stack.extend((f"{pointer}/{_escaped(name)}", value) for name, value in here.items())
+                return _pointer(base, place)
+            stack.extend(((place, name), value) for name, value in here.items())
         elif isinstance(here, list):
-            stack.extend((f"{pointer}/{place}", value) for place, value in enumerate(here))
+            stack.extend(((place, number), value) for number, value in enumerate(here) if isinstance(value, str | list | dict))
         elif isinstance(here, str) and "\0" in here:
-            return pointer
+            return _pointer(base, place)
     return None
+
+
+def _pointer(base: str, place: Place) -> str:
+    names: list[str] = []
+    while place is not None:
+        place, name = place
+        names.append(_escaped(str(name)))
+    return "/".join([base, *reversed(names)])
 
 
 def in_one_line(text: str | None, pointer: str) -> None:

@@ -35,10 +35,12 @@ _given: set[int] = set()
 def free_port() -> int:
     """Of 127.0.0.1, and never the same twice: what asks for several before it listens on any gets several. Nor is it one that
     the kernel gives to a connection that somebody makes in the meantime, as it may a port that it chose itself."""
-    in_turn = random.SystemRandom().sample(LISTENING, len(LISTENING))  # two processes, even of one seed, seldom meet
-    port = next(port for port in in_turn if port not in _given and is_free(port))
-    _given.add(port)
-    return port
+    draw = random.SystemRandom().choice  # two processes, even of one seed, seldom meet
+    for port in (draw(LISTENING) for _ in range(100 * len(LISTENING))):
+        if port not in _given and is_free(port):
+            _given.add(port)
+            return port
+    raise RuntimeError(f"no port from {LISTENING[0]} to {LISTENING[-1]} is free")
 
 
 def is_free(port: int) -> bool:

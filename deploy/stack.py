@@ -131,13 +131,15 @@ def running(
             one_shot(name, command(services[name], servers), environment(services[name], servers))
 
         front, worker, settings = services["frontend"], services["worker"], {"MODALBRIDGE_DATA_DIR": str(folder)}
+        del worker["environment"][
+            "MODALBRIDGE_TAKES_CUDA"
+        ]  # whether there is a GPU each worker finds out, unless settings.env says
         line = command(front, servers, host="127.0.0.1", port=str(port))
         grace_s, url = compose.seconds(front["stop_grace_period"]), f"http://127.0.0.1:{port}"
         ending.callback(stack.end, "front-end")
         stack.begin("front-end", Part(line, environment(front, servers, **settings), grace_s, url))
         ending.callback(stack.end, "worker")
         env = environment(worker, servers, **settings, MODALBRIDGE_METRICS_HOST="127.0.0.1")
-        del env["MODALBRIDGE_TAKES_CUDA"]  # whether there is a GPU each worker finds out
         write_environment(folder / "worker.env", env)
         for number, at in enumerate(ports(METRICS_PORT, workers), 1):
             given = Part(

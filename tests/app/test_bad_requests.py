@@ -7,6 +7,7 @@ import copy
 import json
 import os
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,32 @@ def test_a_byte_order_mark_is_passed_over() -> None:
     assert parse(DatasetDescription, b"\xef\xbb\xbf" + b'{"name": "hall 3"}').name == "hall 3"
 
 
+def test_a_null_character_below_long_names_costs_no_memory() -> None:
+    """A body of 34 kB, for each of whose numbers a pointer of 57 kB would be made."""
+    names = ["~" * 200] * 150
+    body = "".join(f'{{"{name}":' for name in names) + "[" + "0," * 2000 + r'"\u0000"]' + "}" * len(names)
+    tracemalloc.start()
+    try:
+        with pytest.raises(Problem, match="null character") as refusal:
+            parse(DatasetDescription, body.encode())
+        assert tracemalloc.get_traced_memory()[1] < 10 * 2**20
+    finally:
+        tracemalloc.stop()
+    assert refusal.value.pointer == ("/" + "~0" * 200) * 150 + "/2000"
+
+
+def test_names_are_counted_and_not_what_looks_like_one() -> None:
+    texts = [':c"', 'a": b', "\\", *(f":c{n}" for n in range(2500))]
+    described = {"architecture": "torchvision/resnet18", "classes": texts, "input": {"size": 224}}
+    for body in (json.dumps(described), json.dumps(described, indent=1)):
+        assert parse(SourceModelDescription, body.encode()).classes == tuple(texts)
+    for body in ('{"a" : 1,' * 2001, '{"a":1}' * 1999 + '{"\\"": 1,"b" :{', '{"a":1}' * 2000 + '"":"' + '\\"' * 200_000 + "\\"):
+        began = time.process_time()
+        with pytest.raises(Problem, match="more than 2000 names"):
+            parse(DatasetDescription, body.encode())
+        assert time.process_time() - began < 2
+
+
 def test_a_list_names_only_what_lies_below_it(service: Service, request_body: dict[str, Any], data_root: Path) -> None:
     unreadable_list(data_root)
     request_body["data"]["target"] = {"uri": f"file://{data_root}/list.txt", "layout": "list"}
@@ -232,9 +259,10 @@ UNKNOWN = {f"w{number}": 1 for number in range(1900)}
 )
 def test_of_very_many_faults_the_first_are_told_soon(change: dict[str, Any], code: str, pointer: str | None, errors: int) -> None:
     body = {"source_model": {"id": "model_a"}, "method": "shot", "data": {"target": {"uri": "file:///target"}}} | change
+    raw = json.dumps(body).encode()
     began = time.thread_time()
     with pytest.raises(Problem) as caught:
-        parse(JobRequest, json.dumps(body).encode())
+        parse(JobRequest, raw)
     assert time.thread_time() - began < 0.5, "seconds of one core, in which nothing else is answered"
     problem = caught.value
     assert (problem.code, problem.pointer) == (code, pointer)
@@ -243,9 +271,10 @@ def test_of_very_many_faults_the_first_are_told_soon(change: dict[str, Any], cod
 
 
 def test_of_very_many_types_of_messages_the_first_that_is_none_is_told_soon() -> None:
+    raw = b'{"url": "https://x", "types": [' + b",".join([b"1"] * 500_000) + b"]}"
     began = time.thread_time()
     with pytest.raises(Problem) as caught:
-        parse(WebhookRequest, b'{"url": "https://x", "types": [' + b",".join([b"1"] * 500_000) + b"]}")
+        parse(WebhookRequest, raw)
     assert (caught.value.code, caught.value.pointer) == ("invalid_request", "/types/0")
     assert time.thread_time() - began < 0.5
 
@@ -253,8 +282,9 @@ def test_of_very_many_types_of_messages_the_first_that_is_none_is_told_soon() ->
 def test_ten_thousand_classes_are_compared_soon() -> None:
     classes = [f"class {number}" for number in range(10_000)]
     body = {"architecture": "torchvision/resnet18", "classes": classes}
+    raw = json.dumps(body).encode()
     began = time.thread_time()
-    assert parse(SourceModelDescription, json.dumps(body).encode()).classes == tuple(classes)
+    assert parse(SourceModelDescription, raw).classes == tuple(classes)
     assert time.thread_time() - began < 0.5
     with pytest.raises(Problem, match=r"named more than once: class 0, class 7$"):
         parse(SourceModelDescription, json.dumps(body | {"classes": [*classes[:-3], "class 7", "class 0", "class 7"]}).encode())

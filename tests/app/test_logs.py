@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,6 +60,15 @@ def test_a_line_as_json_has_the_job_the_trace_and_a_traceback(as_json: None, cap
     assert begins["timestamp"].endswith("Z")
     assert failed["exception"].startswith("Traceback") and failed["exception"].endswith("ValueError: broken")
     assert over.keys() == {"event", "level", "timestamp"}
+
+
+def test_what_a_library_or_python_warns_of_is_json_too(capfd: pytest.CaptureFixture[str]) -> None:
+    code = "import logging, warnings; from app import logs; logs.configure('json'); "
+    code += "logging.getLogger('a.library').error('it is away'); warnings.warn('of old')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    away, old = (json.loads(line) for line in capfd.readouterr().err.splitlines())
+    assert (away["event"], away["level"]) == ("it is away", "error")
+    assert "UserWarning: of old" in old["event"]
 
 
 def test_a_line_of_text_can_be_searched_where_it_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,10 +39,11 @@ def of_this_service(data_dir: Path) -> list[int]:
 
 
 def test_a_free_port_is_given_once_and_no_outgoing_connection_can_have_it() -> None:
-    given = [processes.free_port() for _ in range(1000)]
+    given = [processes.free_port() for _ in range(300)]
     assert len(set(given)) == len(given)
-    with socket.create_server(("127.0.0.1", 0)) as chosen_by_the_kernel:
-        assert max(given) < chosen_by_the_kernel.getsockname()[1]
+    chosen_by_the_kernel = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    if chosen_by_the_kernel.exists() and (first := int(chosen_by_the_kernel.read_text().split()[0])) >= 32_768:
+        assert max(given) < first
 
 
 def test_a_free_port_is_one_that_nobody_listens_on(monkeypatch: pytest.MonkeyPatch) -> None:
