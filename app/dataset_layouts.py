@@ -162,8 +162,7 @@ def _diml(reference: Reference, base: PurePath, tree: Tree, pointer: str) -> Fou
 def _without_suffixes(stem: str) -> str:
     """in_01_160217_123138_depth_filled -> in_01_160217_123138. Read from its end: a pattern that is bound to the end alone is tried at every
     letter, and names come from anybody."""
-    suffixes = re.match(r"(?:[a-z]+_)*", stem[::-1], re.IGNORECASE)
-    return stem[: len(stem) - suffixes.end()] if suffixes else stem
+    return re.sub(r"\A(?:[a-z]+_)+", "", stem[::-1], flags=re.IGNORECASE)[::-1]
 
 
 def _diml_scene(part: str) -> str:

@@ -91,21 +91,21 @@ def _null_character(raw: bytes, base: str) -> str | None:
         place, here = stack.pop()
         if isinstance(here, dict):
             if any("\0" in name for name in here):
-                return _pointer(base, place)
+                return _pointer(base, _parts(place))
             stack.extend(((place, name), value) for name, value in here.items())
         elif isinstance(here, list):
             stack.extend(((place, number), value) for number, value in enumerate(here) if isinstance(value, str | list | dict))
         elif isinstance(here, str) and "\0" in here:
-            return _pointer(base, place)
+            return _pointer(base, _parts(place))
     return None
 
 
-def _pointer(base: str, place: Place) -> str:
-    names: list[str] = []
+def _parts(place: Place) -> list[str | int]:
+    parts: list[str | int] = []
     while place is not None:
-        place, name = place
-        names.append(_escaped(str(name)))
-    return "/".join([base, *reversed(names)])
+        place, part = place
+        parts.append(part)
+    return parts[::-1]
 
 
 def in_one_line(text: str | None, pointer: str) -> None:
@@ -131,7 +131,7 @@ def from_validation(errors: Sequence[Any], model: type[BaseModel] | None, base: 
 def _one(error: Any, model: type[BaseModel] | None, base: str) -> Problem:
     of_a_name = error["loc"][-1:] == ("[key]",) and error["type"] != "extra_forbidden"  # pydantic's mark of an object's name
     known, parts = _walk(model, error["loc"][:-1] if of_a_name else error["loc"])
-    pointer = (error.get("ctx") or {}).get("pointer") or base + "".join(f"/{_escaped(part)}" for part in parts)
+    pointer = (error.get("ctx") or {}).get("pointer") or _pointer(base, parts)
     if error["type"] == "extra_forbidden":
         return _unknown(str(parts[-1]), known, pointer)
     message = error["msg"].removeprefix("Value error, ")
@@ -144,6 +144,10 @@ def _unknown(name: str, known: list[str], pointer: str) -> Problem:
     near = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.5)
     hint = f"the nearest known one is {near[0]!r}" if near else f"known here: {few(sorted(known), 20) or 'none'}"
     return Problem("unknown_field", f"{name[:100]!r} is not known here; {hint}", pointer=pointer)
+
+
+def _pointer(base: str, parts: Sequence[str | int]) -> str:
+    return base + "".join(f"/{_escaped(part)}" for part in parts)
 
 
 def _escaped(part: object) -> str:

@@ -131,9 +131,8 @@ def running(
             one_shot(name, command(services[name], servers), environment(services[name], servers))
 
         front, worker, settings = services["frontend"], services["worker"], {"MODALBRIDGE_DATA_DIR": str(folder)}
-        del worker["environment"][
-            "MODALBRIDGE_TAKES_CUDA"
-        ]  # whether there is a GPU each worker finds out, unless settings.env says
+        # Whether there is a GPU each worker finds out, unless settings.env says.
+        del worker["environment"]["MODALBRIDGE_TAKES_CUDA"]
         line = command(front, servers, host="127.0.0.1", port=str(port))
         grace_s, url = compose.seconds(front["stop_grace_period"]), f"http://127.0.0.1:{port}"
         ending.callback(stack.end, "front-end")

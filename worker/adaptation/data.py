@@ -184,22 +184,23 @@ def _read(
     pointer: str,
 ) -> dict[str, Any]:
     """The record of a set out of the cache, or decoded into it. Raises Problem too_many_broken_images, disk_full."""
+    rows = list(zip(*columns.values(), strict=True))
     key = image_cache.key_of([*columns.values()], settings)
     record = image_cache.recall(cache, name, key)
     if record is None:
         stored, facts = plan()
-        rows = len(next(iter(columns.values())))
-        megabytes = rows * sum(one.nbytes for one in stored.values()) / 1e6
+        megabytes = len(rows) * sum(one.nbytes for one in stored.values()) / 1e6
         emit(
-            Logged(message=f"{name}: decoding {rows} {'pairs' if name == 'pairs' else 'images'} into {megabytes:.1f} MB of cache")
+            Logged(
+                message=f"{name}: decoding {len(rows)} {'pairs' if name == 'pairs' else 'images'} into {megabytes:.1f} MB of cache"
+            )
         )
         both = {column: (entries, stored[column]) for column, entries in columns.items()}
         record = image_cache.store(cache, name, key, both, facts)
     else:
         emit(Logged(message=f"{name}: decoded before, used again"))
-    _not_too_broken(record, len(next(iter(columns.values()))), data.broken_image_share, pointer)
-    rows = [tuple(entry.path for entry in row) for row in zip(*columns.values(), strict=True)]
-    if again := len(rows) - len(set(rows)):
+    _not_too_broken(record, len(rows), data.broken_image_share, pointer)
+    if again := len(rows) - len({tuple(entry.path for entry in row) for row in rows}):
         message = f"{name}: {again} of {len(rows)} are repetitions of another: what is in a list twice counts twice"
         emit(Warned(code="repeated_images", message=message, data={"reference": name, "images": again}))
     for code, message in record["facts"]["warnings"]:
